@@ -1,0 +1,43 @@
+# Two commands do all set-up on a fresh machine: `make demo` and `make test`.
+# `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Where the CPU build of torch comes from. `make TORCH_INDEX_URL= …` lets pip's own settings decide.
+TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
+export PYTHON TORCH_INDEX_URL
+
+PY := $(VENV)/bin/python
+CPU_SET := requirements/serve.txt requirements/client.txt requirements/train.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: env
+env:  ## make the virtual environment (done once; again only when a pin changes)
+	@scripts/setup-env $(VENV) requirements/constraints-cpu.txt $(CPU_SET) requirements/dev.txt
+
+.PHONY: demo
+demo: env  ## train a small adapter on the CPU, serve it, compare it with the base, chat (ONESHOT=1: exit after)
+	@$(PY) -m demo run $(if $(ONESHOT),--oneshot)
+
+.PHONY: model
+model: env  ## prepare the embedded model alone and print its folder
+	@$(PY) -m demo model
+
+.PHONY: test
+test: env  ## run the tests (offline, CPU only)
+	@$(PY) -m pytest -n 2 --dist worksteal tests
+
+.PHONY: format
+format: env  ## format and fix what can be fixed
+	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .
+
+.PHONY: check
+check: env  ## format, lint, types and import rules
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports
