@@ -1,0 +1,195 @@
+"""Settings -> model -> engine -> app -> uvicorn. The only file that sees all layers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from server.errors import StartupError
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from server.api.service import Loaded, Service
+
+log = logging.getLogger("lorachat")
+
+
+def main() -> None:
+    settings = _read_settings()
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Nothing is fetched because of a request; the base may be, once, at start, when it is a hub id.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
+        log.warning(
+            "listening on %s without an API key: anyone who reaches it can use it", settings.host
+        )
+    sys.exit(_serve(settings))
+
+
+def _read_settings() -> Settings:
+    try:
+        return CliApp.run(Settings)
+    except ValidationError as error:
+        for detail in error.errors():
+            name = str(detail["loc"][0]) if detail["loc"] else "settings"
+            flag, variable = f"--{name.replace('_', '-')}", f"LORACHAT_{name.upper()}"
+            if detail["type"] == "missing":
+                _exit(f"{flag} (or {variable}) is required: a hub id, a folder or a GGUF file."
+                      " `make model` prepares a small one and prints its folder.")  # fmt: skip
+            _exit(f"{flag} (or {variable}): {detail['msg']} (got {detail['input']!r}).")
+        raise
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"server: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _serve(settings: Settings) -> int:
+    """Run until stopped; the exit code. 1 if the model could not be loaded or the engine died."""
+    import uvicorn
+    from sse_starlette.sse import AppStatus
+
+    from server.api.app import create_app
+    from server.api.service import Service
+
+    # The library would cut every stream at SIGTERM; here running answers have drain_seconds to finish.
+    AppStatus.enable_automatic_graceful_drain = False
+    service = Service(
+        max_choices=settings.max_choices, keepalive_seconds=settings.keepalive_seconds
+    )
+    stopping = threading.Event()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loader = threading.Thread(
+            target=_load_and_watch, args=(settings, service, stopping, stop_server), daemon=True
+        )
+        loader.start()
+        yield
+        stopping.set()
+        if service.status != "loading":
+            await asyncio.to_thread(loader.join)
+
+    app = create_app(
+        service,
+        api_keys=[key.get_secret_value() for key in settings.api_keys],
+        max_body_bytes=settings.max_body_bytes,
+        lifespan=lifespan,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=settings.drain_seconds,
+            server_header=False,
+        )
+    )
+
+    def stop_server() -> None:
+        server.should_exit = True
+
+    server.run()
+    return 1 if service.failure is not None else 0
+
+
+def _load_and_watch(
+    settings: Settings, service: Service, stopping: threading.Event, stop_server: Callable[[], None]
+) -> None:
+    """The loading thread: load, tell the service, then look at the adapters folder until the end."""
+    try:
+        loaded, refresh = _load(settings)
+    except StartupError as error:
+        log.critical("%s", error)
+        service.set_failed("The model could not be loaded.")
+        stop_server()
+        return
+    except Exception:
+        log.critical("loading failed", exc_info=True)
+        service.set_failed("The model could not be loaded.")
+        stop_server()
+        return
+    loaded.engine.start()
+    service.set_loaded(loaded)
+    while not stopping.wait(settings.adapter_poll_seconds):
+        refresh()
+    loaded.engine.stop()
+
+
+def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
+    import torch
+
+    from server.api.service import Loaded
+    from server.engine.engine import Engine
+    from server.engine.scheduler import Limits
+    from server.model.catalogue import VolumeCatalogue
+    from server.model.digest import weights_digest
+    from server.model.loader import load_base
+    from server.model.runner import ModelRunner
+
+    begun = time.perf_counter()
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    base = load_base(settings.model, settings.max_context)
+    max_context = base.max_context
+    digest = weights_digest(base.weights, threads)
+    cache_tokens = settings.cache_tokens or 4 * max_context
+    log.info(
+        "base %s: %.2f GB of float32, context %d, KV cache at most %d tokens (%.2f GB), %d threads",
+        base.id,
+        base.num_bytes / 1e9,
+        max_context,
+        cache_tokens,
+        cache_tokens * base.config.cache_bytes_per_token / 1e9,
+        threads,
+    )
+    catalogue = VolumeCatalogue(
+        base,
+        settings.adapters,
+        weights_digest=digest,
+        max_context=min(max_context, cache_tokens),
+        created=int(time.time()),
+    )
+    catalogue.refresh()
+    limits = Limits(
+        max_running=settings.max_running,
+        max_step_tokens=max(settings.max_step_tokens, settings.max_running),
+        cache_tokens=cache_tokens,
+    )
+    engine = Engine(
+        ModelRunner(base.decoder),
+        limits,
+        max_context=max_context,
+        max_waiting=settings.max_waiting,
+    )
+    log.info(
+        "ready after %.1f s; models: %s",
+        time.perf_counter() - begun,
+        ", ".join(info.id for info in catalogue.list()),
+    )
+    return Loaded(engine, catalogue), catalogue.refresh
+
+
+if __name__ == "__main__":
+    main()

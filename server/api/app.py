@@ -1,0 +1,29 @@
+"""The ASGI application, put together from what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import FastAPI
+
+from server.api import errors
+from server.api.guard import Guard
+from server.api.routes import make_router
+from server.api.service import Service
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(
+    service: Service,
+    *,
+    api_keys: Sequence[str] = (),
+    max_body_bytes: int = 4 * 2**20,
+    lifespan: Lifespan | None = None,
+) -> FastAPI:
+    app = FastAPI(title="lorachat", lifespan=lifespan, docs_url=None, redoc_url=None)
+    errors.install(app)
+    app.include_router(make_router(service))
+    app.add_middleware(Guard, keys=api_keys, max_body_bytes=max_body_bytes)
+    return app

@@ -1,0 +1,85 @@
+"""One table from our exceptions to OpenAI's error bodies, used before the first byte and after it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from server.errors import (
+    AuthenticationError,
+    BodyTooLargeError,
+    EngineDeadError,
+    EngineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    ServerError,
+    UnavailableError,
+)
+
+log = logging.getLogger("lorachat.api")
+
+# exception -> (status, OpenAI's type, code); the first match counts, so subclasses stand first
+_TABLE: tuple[tuple[type[ServerError], int, str, str | None], ...] = (
+    (ModelNotFoundError, 404, "invalid_request_error", "model_not_found"),
+    (AuthenticationError, 401, "authentication_error", "invalid_api_key"),
+    (BodyTooLargeError, 413, "invalid_request_error", "request_too_large"),
+    (InvalidRequestError, 400, "invalid_request_error", None),
+    (OverloadedError, 429, "rate_limit_error", "server_overloaded"),
+    (UnavailableError, 503, "server_error", "unavailable"),
+    (EngineDeadError, 503, "server_error", "engine_dead"),
+    (EngineError, 500, "server_error", "engine_error"),
+)
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """The HTTP answer for an exception. An unknown one says nothing of itself to the caller."""
+    status, body = describe(error)
+    headers = {}
+    if isinstance(error, OverloadedError):
+        headers["Retry-After"] = str(error.retry_after)
+    elif status == 503:
+        headers["Retry-After"] = "2"
+    elif status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body, status, headers)
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """(status, body) in OpenAI's shape."""
+    for kind, status, type_, code in _TABLE:
+        if isinstance(error, kind):
+            param = "model" if isinstance(error, ModelNotFoundError) else None
+            if isinstance(error, InvalidRequestError):
+                return status, _body(str(error), type_, error.param, error.code)
+            return status, _body(str(error), type_, param, code)
+    log.error("unexpected error", exc_info=error)
+    return 500, _body("The server failed on this request.", "server_error", None, "internal_error")
+
+
+def _body(message: str, type_: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app come out in one shape, the framework's own included."""
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        return error_response(error)
+
+    async def framework(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        message = {
+            404: f"There is nothing at {request.url.path}. Chat is at POST /v1/chat/completions.",
+            405: f"{request.method} is not allowed at {request.url.path}.",
+        }.get(error.status_code, str(error.detail))
+        body = _body(message, "invalid_request_error", None, None)
+        return JSONResponse(body, error.status_code, error.headers)
+
+    app.add_exception_handler(ServerError, ours)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(Exception, ours)

@@ -1,0 +1,77 @@
+"""What the routes need to know of the server: is it ready, which models are there, where is the engine.
+
+The app answers /health from its first moment, while the model is still loading in another thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.engine.engine import Engine
+from server.errors import UnavailableError
+from server.types import Catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What loading gives."""
+
+    engine: Engine
+    catalogue: Catalogue
+
+
+class Service:
+    """max_choices: the largest `n`. keepalive_seconds: silence in a stream before a comment is sent."""
+
+    def __init__(self, *, max_choices: int, keepalive_seconds: float) -> None:
+        self.max_choices = max_choices
+        self.keepalive_seconds = keepalive_seconds
+        self._loaded: Loaded | None = None
+        self._load_failure: str | None = None
+        self._draining = False
+
+    def set_loaded(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+
+    def set_failed(self, reason: str) -> None:
+        self._load_failure = reason
+
+    def set_draining(self) -> None:
+        self._draining = True
+
+    @property
+    def status(self) -> str:
+        """loading, ready, draining or failed."""
+        if self.failure is not None:
+            return "failed"
+        if self._draining:
+            return "draining"
+        return "loading" if self._loaded is None else "ready"
+
+    @property
+    def failure(self) -> str | None:
+        """Why this process cannot go on; None while it can. Says nothing of its insides."""
+        if self._load_failure is not None:
+            return self._load_failure
+        if self._loaded is not None and self._loaded.engine.failure is not None:
+            return "The engine has stopped after repeated failures."
+        return None
+
+    @property
+    def engine(self) -> Engine:
+        return self._get().engine
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self._get().catalogue
+
+    def default_max_tokens(self, prompt_tokens: int) -> int:
+        """Without a limit of the caller's, an answer may fill what the prompt leaves."""
+        return max(1, self.catalogue.max_context - prompt_tokens)
+
+    def _get(self) -> Loaded:
+        if self._loaded is None:
+            raise UnavailableError(
+                "The model is still loading. Ask again in a moment, or wait for /ready."
+            )
+        return self._loaded

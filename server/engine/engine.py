@@ -1,0 +1,303 @@
+"""The engine: one thread owns the scheduler and the model; requests go in, events come out.
+
+It knows nothing about HTTP, and nothing about tensors: the model is a Runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+
+from server.engine.scheduler import Limits, Scheduler
+from server.engine.sequence import Sequence
+from server.engine.text import TextStream
+from server.errors import (
+    ContextLengthError,
+    EngineDeadError,
+    EngineError,
+    OverloadedError,
+    UnavailableError,
+)
+from server.step import Batch, Runner
+from server.types import Delta, Event, Failed, Finished, GenerationRequest
+
+log = logging.getLogger("lorachat.engine")
+
+# A step that fails is the fault of its requests, until it happens this often with no good step between.
+MAX_FAILED_STEPS = 3
+
+
+class Generation:
+    """A request on its way: iterate over its events, or cancel it. Belongs to one event loop."""
+
+    def __init__(self, engine: Engine, request: GenerationRequest, key: str) -> None:
+        self.request = request
+        self._engine = engine
+        self._key = key
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._open_choices = request.n
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last event has been taken."""
+        return self._open_choices == 0
+
+    async def next_event(self) -> Event:
+        """The next event. Every choice ends in one Finished, or the whole request in one Failed."""
+        event = await self._events.get()
+        if isinstance(event, Finished):
+            self._open_choices -= 1
+        elif isinstance(event, Failed):
+            self._open_choices = 0
+        return event
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while not self.is_finished:
+            yield await self.next_event()
+
+    def cancel(self) -> None:
+        """Stop computing. Safe at any time, any number of times, also after the end."""
+        self._engine.cancel(self._key)
+
+    def _put(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._events.put_nowait(event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    generation: Generation
+    key: str
+    sequences: tuple[Sequence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the engine is doing now, in requests' sequences."""
+
+    running: int
+    waiting: int
+
+
+class Engine:
+    """Runs steps as long as there is work. submit() and cancel() may be called from any thread."""
+
+    def __init__(
+        self, runner: Runner, limits: Limits, *, max_context: int, max_waiting: int
+    ) -> None:
+        self._runner = runner
+        self._scheduler = Scheduler(limits)
+        self._limits = limits
+        self._max_context = max_context
+        self._max_waiting = max_waiting
+        self._inbox: deque[_Add | _Cancel] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._dead: Exception | None = None
+        self._unfinished = 0  # sequences accepted and not ended; guarded by _wake
+        self._generations: dict[str, Generation] = {}  # engine thread only
+        self._keys = itertools.count()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 10.0) -> None:
+        """End after the current step. Requests that are not finished get UnavailableError."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout_seconds)
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the engine is dead; None while it is well."""
+        return self._dead
+
+    @property
+    def load(self) -> Load:
+        running = self._scheduler.num_running
+        return Load(running=running, waiting=max(0, self._unfinished - running))
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Queue a request; must be called on the event loop that will read its events.
+
+        Raises ContextLengthError, OverloadedError, UnavailableError or EngineDeadError, and then nothing was queued.
+        """
+        self._check_length(request)
+        key = f"{request.id}#{next(self._keys)}"  # callers choose request.id, so it may repeat
+        generation = Generation(self, request, key)
+        sequences = tuple(
+            Sequence(
+                request_id=key,
+                index=index,
+                prompt_ids=request.prompt_ids,
+                params=request.params,
+                stop_token_ids=request.model.stop_token_ids,
+                adapter=request.model.adapter,
+                text=TextStream(request.model.text_decoder(), request.params.stop),
+            )
+            for index in range(request.n)
+        )
+        with self._wake:
+            if self._dead is not None:
+                raise EngineDeadError("The engine has stopped after repeated failures.")
+            if self._stopping:
+                raise UnavailableError(
+                    "The server is shutting down. Try another, or again in a moment."
+                )
+            room = self._limits.max_running + self._max_waiting
+            if self._unfinished + request.n > room:
+                raise OverloadedError(
+                    f"The server is busy: {self._unfinished} answers are running or waiting, and"
+                    f" {room} is its limit. Try again later.",
+                    retry_after=5,
+                )
+            self._unfinished += request.n
+            self._inbox.append(_Add(generation, key, sequences))
+            self._wake.notify()
+        return generation
+
+    def cancel(self, key: str) -> None:
+        with self._wake:
+            self._inbox.append(_Cancel(key))
+            self._wake.notify()
+
+    def _check_length(self, request: GenerationRequest) -> None:
+        prompt, answer = len(request.prompt_ids), request.params.max_tokens
+        limit = min(self._max_context, self._limits.cache_tokens)
+        if prompt + answer > limit:
+            raise ContextLengthError(limit, prompt, answer)
+
+    # --- from here on: the engine's thread ---
+
+    def _run(self) -> None:
+        failed_steps = 0
+        while self._take_inbox():
+            batch = self._scheduler.next_batch()
+            if batch is None:
+                continue
+            try:
+                sampled = self._runner.step(batch)
+                advanced = self._scheduler.commit(batch, sampled)
+            except Exception as error:
+                log.exception("a step of %d rows failed", len(batch.rows))
+                failed_steps += 1
+                self._fail_rows(batch, error)
+                if failed_steps >= MAX_FAILED_STEPS:
+                    self._die(error)
+                    return
+                continue
+            failed_steps = 0
+            self._publish(advanced)
+        self._fail_all(UnavailableError("The server is shutting down."))
+
+    def _take_inbox(self) -> bool:
+        """Wait for work, take all messages. False when the engine must stop."""
+        with self._wake:
+            while not (self._inbox or self._scheduler_has_work() or self._stopping):
+                self._wake.wait()
+            messages = list(self._inbox)
+            self._inbox.clear()
+            if self._stopping:
+                for message in messages:
+                    if isinstance(message, _Add):
+                        self._generations[message.key] = message.generation
+                return False
+        for message in messages:
+            match message:
+                case _Add(generation, key, sequences):
+                    self._generations[key] = generation
+                    for sequence in sequences:
+                        self._scheduler.add(sequence)
+                case _Cancel(key):
+                    self._end_request(key)
+        return True
+
+    def _scheduler_has_work(self) -> bool:
+        return self._scheduler.num_running > 0 or self._scheduler.num_waiting > 0
+
+    def _publish(self, advanced: list[tuple[Sequence, str]]) -> None:
+        """Give each generation its events: one call into each event loop for all of a step."""
+        outbox: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Event]]] = {}
+        for sequence, text in advanced:
+            generation = self._generations[sequence.request_id]
+            event: Event
+            if sequence.finish_reason is not None:
+                event = Finished(
+                    sequence.index, text, sequence.finish_reason, len(sequence.output_ids)
+                )
+                self._runner.release(sequence.slot)
+                self._forget(sequence)
+            else:
+                event = Delta(sequence.index, text)
+            outbox.setdefault(generation._loop, []).append((generation, event))
+        for loop, events in outbox.items():
+            _call(loop, events)
+
+    def _forget(self, sequence: Sequence) -> None:
+        with self._wake:
+            self._unfinished -= 1
+        if not self._scheduler.has_request(sequence.request_id):
+            self._generations.pop(sequence.request_id, None)
+
+    def _end_request(self, key: str) -> Generation | None:
+        """Take a request out, wherever it is. None if it had ended already."""
+        generation = self._generations.pop(key, None)
+        if generation is None:
+            return None
+        removed = self._scheduler.remove(key)
+        for sequence in removed:
+            if sequence.slot >= 0:
+                self._runner.release(sequence.slot)
+        with self._wake:
+            self._unfinished -= len(removed)
+        return generation
+
+    def _fail_rows(self, batch: Batch, error: Exception) -> None:
+        for key in self._scheduler.requests_of(batch):
+            self._fail(
+                key, EngineError(f"The model failed on this request ({type(error).__name__}).")
+            )
+
+    def _fail(self, key: str, error: Exception) -> None:
+        generation = self._end_request(key)
+        if generation is not None:
+            _call(generation._loop, [(generation, Failed(error))])
+
+    def _fail_all(self, error: Exception) -> None:
+        for key in list(self._generations):
+            self._fail(key, error)
+
+    def _die(self, cause: Exception) -> None:
+        with self._wake:
+            self._dead = cause
+            for message in self._inbox:
+                if isinstance(message, _Add):
+                    self._generations[message.key] = message.generation
+            self._inbox.clear()
+        log.critical("the engine has stopped after %d failed steps in a row", MAX_FAILED_STEPS)
+        self._fail_all(EngineDeadError("The engine has stopped after repeated failures."))
+
+
+def _call(loop: asyncio.AbstractEventLoop, events: list[tuple[Generation, Event]]) -> None:
+    def deliver() -> None:
+        for generation, event in events:
+            generation._put([event])
+
+    try:
+        loop.call_soon_threadsafe(deliver)
+    except RuntimeError:  # that loop has closed: nobody is left to read
+        log.debug("events for a closed event loop were dropped")

@@ -1,0 +1,212 @@
+"""The models this server has: the base, and every adapter version on the volume that passes its checks.
+
+Weights are never merged into the base, so a version can join or leave at any moment; a request holds the version it
+began with until it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from server.errors import AdapterError, ModelNotFoundError
+from server.model.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from server.model.loader import BaseModel
+from server.model.lora import AdapterWeights
+from server.model.manifest import check_files, read_manifest
+from server.model.tokenizer import ChatTokenizer
+from server.types import Message, ModelInfo, TextDecoder
+
+log = logging.getLogger("lorachat.adapters")
+
+BASE_NAME = "base"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """The base, or the base with one adapter version. Fits ServedModel."""
+
+    id: str
+    adapter: AdapterWeights | None
+    stop_token_ids: frozenset[int]
+    created: int
+    tokenizer: ChatTokenizer
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        return self.tokenizer.encode_chat(messages)
+
+    def text_decoder(self) -> TextDecoder:
+        return self.tokenizer.text_decoder()
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """One look at the volume. Replaced whole, so readers in other threads never see half of one."""
+
+    versions: dict[str, LoadedModel] = field(default_factory=dict)  # by NAME@VERSION
+    latest: dict[str, str] = field(default_factory=dict)  # NAME -> NAME@VERSION
+
+
+class VolumeCatalogue:
+    """Call refresh() once at start and then from one thread, as often as new versions should be noticed."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        volume: Path | None,
+        *,
+        weights_digest: str,
+        max_context: int,
+        created: int,
+    ) -> None:
+        self.max_context = max_context
+        self.fingerprint = f"fp_{weights_digest.removeprefix('sha256:')[:12]}"
+        self._base = base
+        self._volume = volume
+        self._weights_digest = weights_digest
+        self._base_model = LoadedModel(
+            BASE_NAME, None, base.stop_token_ids, created, base.tokenizer
+        )
+        self._snapshot = _Snapshot()
+        self._refused: dict[str, tuple[int, str]] = {}  # NAME@VERSION -> (mtime of folder, reason)
+        self._tokenizers: dict[str, ChatTokenizer] = {}  # by digest of tokenizer.json
+
+    def find(self, name: str) -> LoadedModel:
+        """`base` or its id, NAME (the latest version), or NAME@VERSION. Raises ModelNotFoundError."""
+        snapshot = self._snapshot
+        if name in (BASE_NAME, self._base.id):
+            return self._base_model
+        key = snapshot.latest.get(name.removesuffix("@latest"), name)
+        if key not in snapshot.versions:
+            raise ModelNotFoundError(name, [BASE_NAME, *sorted(snapshot.latest)])
+        return snapshot.versions[key]
+
+    def list(self) -> list[ModelInfo]:
+        snapshot = self._snapshot
+        infos = [ModelInfo(BASE_NAME, self._base.id, None, self._base_model.created)]
+        for name, key in sorted(snapshot.latest.items()):
+            infos.append(ModelInfo(name, key, BASE_NAME, snapshot.versions[key].created))
+        for key, model in sorted(snapshot.versions.items()):
+            infos.append(ModelInfo(key, key, BASE_NAME, model.created))
+        return infos
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """NAME@VERSION -> why it is not served."""
+        return {key: reason for key, (_, reason) in self._refused.items()}
+
+    def refresh(self) -> None:
+        """Look at the volume: load what is new, drop what is gone. Never raises for what it finds there."""
+        if self._volume is None:
+            return
+        versions: dict[str, LoadedModel] = {}
+        latest: dict[str, str] = {}
+        seen = set()
+        for folder in _subfolders(self._volume):
+            name = folder.name
+            if name == BASE_NAME or not _NAME.fullmatch(name):
+                continue
+            for version_folder in _subfolders(folder):
+                key = f"{name}@{version_folder.name}"
+                seen.add(key)
+                model = self._snapshot.versions.get(key) or self._load(key, version_folder)
+                if model is not None:
+                    versions[key] = model
+            served = [key for key in versions if key.startswith(f"{name}@")]
+            if served:
+                latest[name] = self._latest(folder, served)
+        self._refused = {key: entry for key, entry in self._refused.items() if key in seen}
+        for key in self._snapshot.versions.keys() - versions.keys():
+            log.info("%s is no longer on the volume and no longer served", key)
+        self._snapshot = _Snapshot(versions, latest)
+
+    def _load(self, key: str, folder: Path) -> LoadedModel | None:
+        """The version, or None where it is refused (logged once, until the folder changes)."""
+        changed = 0
+        try:
+            changed = folder.stat().st_mtime_ns
+            if self._refused.get(key, (0, ""))[0] == changed:
+                return None
+            model = self._read(key, folder)
+        except (AdapterError, OSError) as error:
+            self._refused[key] = (changed, str(error))
+            log.error("%s is refused: %s", key, error)
+            return None
+        self._refused.pop(key, None)
+        assert model.adapter is not None
+        log.info("%s is served (%.1f MB)", key, model.adapter.num_bytes / 1e6)
+        return model
+
+    def _read(self, key: str, folder: Path) -> LoadedModel:
+        if folder.is_symlink():
+            raise AdapterError("a version must be a folder, not a link")
+        manifest = read_manifest(folder)
+        template = manifest.chat_template.file
+        check_files(folder, manifest, (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", template))
+        if manifest.files[template].sha256 != manifest.chat_template.sha256:
+            raise AdapterError("manifest.json gives two digests for the chat template")
+        digest = manifest.base.weights_digest
+        if digest is not None and digest != self._weights_digest:
+            raise AdapterError(
+                f"it was trained for another base: {manifest.base.id} with weights {digest[:19]}…;"
+                f" this server has {self._base.id} with {self._weights_digest[:19]}…"
+            )
+        if digest is None and manifest.base.id != self._base.id:
+            raise AdapterError(
+                f"it was trained for {manifest.base.id}; this server has {self._base.id}"
+            )
+        weights = read_adapter(folder, key, self._base.config)
+        tokenizer = self._tokenizer(folder, manifest.files["tokenizer.json"].sha256)
+        return LoadedModel(
+            id=key,
+            adapter=weights,
+            stop_token_ids=manifest.stop_token_ids,
+            created=int(datetime.fromisoformat(manifest.created).timestamp()),
+            tokenizer=tokenizer.with_template((folder / template).read_text("utf-8")),
+        )
+
+    def _tokenizer(self, folder: Path, digest: str) -> ChatTokenizer:
+        """Shared by all adapters that carry the same one: a Llama-3 tokenizer takes 100 MB."""
+        if digest not in self._tokenizers:
+            try:
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                raise AdapterError(f"its tokenizer cannot be read ({error})") from None
+            if len(tokenizer) > self._base.config.vocab_size:
+                raise AdapterError("its tokenizer has tokens that the base has no embedding for")
+            self._tokenizers[digest] = ChatTokenizer(tokenizer)
+        return self._tokenizers[digest]
+
+    def _latest(self, folder: Path, served: Sequence[str]) -> str:
+        """What NAME stands for: the version `latest` points at, else the newest one that is served."""
+        newest = max(served)
+        try:
+            key = f"{folder.name}@{os.readlink(folder / 'latest')}"
+        except OSError:
+            return newest
+        if key in served:
+            return key
+        previous = self._snapshot.latest.get(folder.name)
+        fallback = previous if previous in served and previous is not None else newest
+        if fallback != previous:
+            log.warning(
+                "'latest' of %s is %s, which is not served; %s is", folder.name, key, fallback
+            )
+        return fallback
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Names that begin with a dot are versions being written; `latest` is read as a link, not as a folder."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [e for e in entries if not e.name.startswith(".") and e.name != "latest" and e.is_dir()]

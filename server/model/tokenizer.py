@@ -1,0 +1,96 @@
+"""Messages -> ids through a chat template, and ids -> text as they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from server.errors import ChatTemplateError
+from server.types import Message
+
+# A UTF-8 character has at most four bytes, and every byte-level token carries at least one.
+MAX_HELD_TOKENS = 4
+REPLACEMENT = "\ufffd"
+
+
+class ChatTokenizer:
+    """A transformers tokenizer with the chat template to use; the template may be an adapter's own.
+
+    Rendering runs in transformers' sandboxed Jinja environment.
+    """
+
+    def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._template = chat_template or tokenizer.chat_template
+
+    def with_template(self, chat_template: str) -> ChatTokenizer:
+        return ChatTokenizer(self._tokenizer, chat_template)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the conversation with the assistant's turn opened.
+
+        Raises ChatTemplateError if the template refuses the messages, or if there is none.
+        """
+        if not self._template:
+            raise ChatTemplateError("this model has no chat template")
+        try:
+            # The template writes the special tokens itself, so the tokenizer must not add its own: one BOS, not two.
+            text = self._tokenizer.apply_chat_template(
+                [{"role": m.role, "content": m.content} for m in messages],
+                chat_template=self._template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise ChatTemplateError(str(error)) from None
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text_decoder(self) -> IncrementalDecoder:
+        return IncrementalDecoder(self._tokenizer)
+
+
+class IncrementalDecoder:
+    """Decodes ids one at a time; joined, the pieces equal decoding all ids at once.
+
+    A token's text can depend on the token before it (leading spaces) and on the ones after it (characters of several
+    tokens). So each push decodes a short window twice, with and without the new token, and shows the difference;
+    text that ends in an incomplete character waits.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context = (
+            0  # window start: tokens already shown that the next one's text may depend on
+        )
+        self._shown = 0  # tokens whose text has been shown
+
+    def push(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        return self._advance(at_end=False)
+
+    def flush(self) -> str:
+        """What was held back, without the incomplete character at its end, if there is one."""
+        return self._advance(at_end=True)
+
+    def _advance(self, *, at_end: bool) -> str:
+        before = self._decode(self._context, self._shown)
+        after = self._decode(self._context, len(self._ids))
+        held = len(self._ids) - self._shown
+        if at_end:
+            after = after.rstrip(REPLACEMENT) if held and after.endswith(REPLACEMENT) else after
+        elif after.endswith(REPLACEMENT) and held < MAX_HELD_TOKENS:
+            return ""
+        if len(after) <= len(before):
+            return ""
+        self._context, self._shown = self._shown, len(self._ids)
+        return after[len(before) :]
+
+    def _decode(self, first: int, last: int) -> str:
+        text: str = self._tokenizer.decode(
+            self._ids[first:last], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text

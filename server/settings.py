@@ -1,0 +1,84 @@
+"""Every knob of the server: one line of meaning, a unit, a default. Read once, by __main__."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Serve a chat model and its LoRA adapters on a CPU, over OpenAI's chat completions API.
+
+    Every flag is an environment variable too: --max-context is LORACHAT_MAX_CONTEXT. The flag wins.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="LORACHAT_",
+        env_ignore_empty=True,
+        cli_kebab_case=True,
+        cli_prog_name="python -m server",
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+        extra="ignore",
+    )
+
+    model: str = Field(description="base model: a hub id, a folder or a GGUF file")
+    adapters: Path | None = Field(
+        Path("adapters"), description="folder with the published adapters (may be empty or absent)"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="threads that compute; default: the cores it may use"
+    )
+    max_context: int | None = Field(
+        None,
+        ge=16,
+        description="tokens of prompt and answer together; default: the model's, at most 8192",
+    )
+    max_running: int = Field(8, ge=1, le=256, description="answers computed at the same time")
+    max_waiting: int = Field(
+        64, ge=0, description="answers that may wait; more are refused with 429"
+    )
+    max_choices: int = Field(8, ge=1, le=128, description="largest n of a request")
+    max_step_tokens: int = Field(
+        256, ge=1, description="tokens per step: a long prompt is computed in pieces of this size"
+    )
+    cache_tokens: int | None = Field(
+        None, ge=16, description="tokens the KV cache may hold; default: 4 times the context"
+    )
+    max_body_bytes: int = Field(4 * 2**20, ge=1024, description="largest request body, in bytes")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="accepted API keys, separated by commas; none means no key is asked for"
+    )
+    keepalive_seconds: float = Field(
+        15.0, gt=0, description="silence in a stream after which a comment line is sent"
+    )
+    adapter_poll_seconds: float = Field(
+        5.0, gt=0, description="how often the adapters folder is looked at for new versions"
+    )
+    drain_seconds: int = Field(
+        30, ge=0, description="time that running answers have to finish after SIGTERM"
+    )
+    log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
+    )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(key.strip() for key in value.split(",") if key.strip())
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _plain_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        # A header carries ASCII; another character would make a key that no client can send.
+        if not all(key.get_secret_value().isascii() for key in keys):
+            raise ValueError("keys must be ASCII")
+        return keys
