@@ -145,8 +145,8 @@ def _same(value: object, harmless: object) -> bool:
 
 def _field_error(error: ValidationError) -> InvalidRequestError:
     details = error.errors()
-    # A union reports one entry per member: the deepest one speaks of the part that is really wrong.
-    detail = max(details, key=lambda d: len(d["loc"]))
+    # A union reports one entry per member. Those of the wrong type say least; the deepest says most.
+    detail = max(details, key=lambda d: (d["type"] not in _WRONG_MEMBER, len(d["loc"])))
     path = [str(part) for part in detail["loc"] if part not in _UNION_MEMBERS]
     name = ".".join(path)
     if detail["type"] == "extra_forbidden":
@@ -161,6 +161,7 @@ def _field_error(error: ValidationError) -> InvalidRequestError:
     return InvalidRequestError(f"'{name}': {message}{shown}.", param=name)
 
 
+_WRONG_MEMBER = frozenset({"string_type", "list_type"})
 # Names that pydantic puts into a location for the member of a union, not for a field.
 _UNION_MEMBERS = frozenset(
     {"str", "list[TextPart]", "constrained-str", "list[constrained-str]", "TextPart"}

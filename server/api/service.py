@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.engine.engine import Engine
+from server.engine.engine import DEAD, Engine
 from server.errors import UnavailableError
 from server.types import Catalogue
 
@@ -54,7 +54,7 @@ class Service:
         if self._load_failure is not None:
             return self._load_failure
         if self._loaded is not None and self._loaded.engine.failure is not None:
-            return "The engine has stopped after repeated failures."
+            return DEAD
         return None
 
     @property

@@ -30,6 +30,7 @@ log = logging.getLogger("lorachat.engine")
 
 # A step that fails is the fault of its requests, until it happens this often with no good step between.
 MAX_FAILED_STEPS = 3
+DEAD = "The engine has stopped after a failure and cannot go on."
 
 
 class Generation:
@@ -153,7 +154,7 @@ class Engine:
         )
         with self._wake:
             if self._dead is not None:
-                raise EngineDeadError("The engine has stopped after repeated failures.")
+                raise EngineDeadError(DEAD)
             if self._stopping:
                 raise UnavailableError(
                     "The server is shutting down. Try another, or again in a moment."
@@ -184,6 +185,13 @@ class Engine:
     # --- from here on: the engine's thread ---
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        except Exception as error:  # a bug of ours; without this everyone would wait for ever
+            log.exception("the engine's thread failed")
+            self._die(error)
+
+    def _loop(self) -> None:
         failed_steps = 0
         while self._take_inbox():
             batch = self._scheduler.next_batch()
@@ -240,18 +248,17 @@ class Engine:
                     sequence.index, text, sequence.finish_reason, len(sequence.output_ids)
                 )
                 self._runner.release(sequence.slot)
-                self._forget(sequence)
             else:
                 event = Delta(sequence.index, text)
             outbox.setdefault(generation._loop, []).append((generation, event))
+        finished = [sequence.request_id for sequence, _ in advanced if sequence.is_finished]
+        with self._wake:
+            self._unfinished -= len(finished)
+        for key in finished:
+            if not self._scheduler.has_request(key):  # other choices of it may still run
+                self._generations.pop(key, None)
         for loop, events in outbox.items():
             _call(loop, events)
-
-    def _forget(self, sequence: Sequence) -> None:
-        with self._wake:
-            self._unfinished -= 1
-        if not self._scheduler.has_request(sequence.request_id):
-            self._generations.pop(sequence.request_id, None)
 
     def _end_request(self, key: str) -> Generation | None:
         """Take a request out, wherever it is. None if it had ended already."""
@@ -288,8 +295,10 @@ class Engine:
                 if isinstance(message, _Add):
                     self._generations[message.key] = message.generation
             self._inbox.clear()
-        log.critical("the engine has stopped after %d failed steps in a row", MAX_FAILED_STEPS)
-        self._fail_all(EngineDeadError("The engine has stopped after repeated failures."))
+        log.critical("the engine has stopped: %s", type(cause).__name__)
+        for generation in self._generations.values():  # nothing of the model is touched any more
+            _call(generation._loop, [(generation, Failed(EngineDeadError(DEAD)))])
+        self._generations.clear()
 
 
 def _call(loop: asyncio.AbstractEventLoop, events: list[tuple[Generation, Event]]) -> None:

@@ -32,10 +32,13 @@ class TextStream:
     def _release(self, text: str, *, at_end: bool) -> str:
         text = self._held + text
         self._held = ""
-        cut = min((at for s in self._stop if (at := text.find(s)) >= 0), default=-1)
-        if cut >= 0:
+        # The stop string that is complete first wins: so the result does not depend on how the text was cut.
+        found = min(
+            ((at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0), default=None
+        )
+        if found is not None:
             self.is_stopped = True
-            return text[:cut]
+            return text[: found[1]]
         if at_end:
             return text
         keep = max((_overlap(text, s) for s in self._stop), default=0)

@@ -1,0 +1,369 @@
+"""The HTTP surface with a scripted model behind a real engine and a real socket."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.app import create_app
+from server.api.service import Loaded, Service
+from server.engine.engine import Engine
+from server.engine.scheduler import Limits
+from server.errors import ServerError
+from tests.server.fakes import FakeCatalogue, ScriptedRunner
+from tests.server.live import serve
+
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class Running:
+    http: httpx.Client
+    engine: Engine
+    runner: ScriptedRunner
+    service: Service
+
+    def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
+        return self.http.post(CHAT, json=body(text, **fields))
+
+    def stream(self, text: str = "hello", **fields: Any) -> list[dict[str, Any]]:
+        """The chunks of a streamed answer; checks the framing."""
+        response = self.chat(text, stream=True, **fields)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = response.text.split("\n\n")
+        assert events[-2:] == ["data: [DONE]", ""]
+        return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+
+
+def body(text: str, **fields: Any) -> dict[str, Any]:
+    return {"model": "base", "messages": [{"role": "user", "content": text}], **fields}
+
+
+@contextmanager
+def running(
+    runner: ScriptedRunner | None = None, *, loaded: bool = True, **options: Any
+) -> Iterator[Running]:
+    runner = runner or ScriptedRunner()
+    keepalive = options.pop("keepalive_seconds", 15)
+    engine = Engine(
+        runner,
+        Limits(max_running=2, max_step_tokens=64, cache_tokens=600),
+        max_context=256,
+        max_waiting=options.pop("max_waiting", 8),
+    )
+    engine.start()
+    service = Service(max_choices=4, keepalive_seconds=keepalive)
+    if loaded:
+        service.set_loaded(Loaded(engine, FakeCatalogue()))
+    with serve(create_app(service, **options)) as url, httpx.Client(base_url=url) as http:
+        yield Running(http, engine, runner, service)
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """Echoes the last message; `long` is answered with a slow, long text."""
+
+    def script(prompt: str) -> str:
+        return "x" * 200 if prompt == "long" else prompt
+
+    def slow(batch: object) -> None:
+        time.sleep(0.002)
+
+    with running(ScriptedRunner(script=script, before_step=slow)) as server:
+        yield server
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def idle(server: Running) -> bool:
+    return server.engine.load.running + server.engine.load.waiting == 0
+
+
+def test_an_answer_has_openais_shape(server: Running) -> None:
+    response = server.chat("héllo", seed=1)
+    answer = response.json()
+    assert answer["object"] == "chat.completion"
+    assert answer["id"].startswith("chatcmpl-")
+    assert response.headers["x-request-id"] == answer["id"]
+    assert answer["model"] == "base"
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "héllo", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert answer["usage"] == {
+        "prompt_tokens": 6,
+        "completion_tokens": 7,
+        "total_tokens": 13,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def test_a_stream_keeps_the_wire_contract(server: Running) -> None:
+    chunks = server.stream("héé", stream_options={"include_usage": True})
+    assert len({(c["id"], c["created"], c["model"], c["object"]) for c in chunks}) == 1
+    assert chunks[0]["object"] == "chat.completion.chunk"
+    first, *middle, finish, usage = chunks
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    # Two bytes are one character: never a half one, and no empty content chunk for it either.
+    assert [c["choices"][0]["delta"] for c in middle] == [
+        {"content": "h"},
+        {"content": "é"},
+        {"content": "é"},
+    ]
+    assert all(c["choices"][0]["finish_reason"] is None for c in (first, *middle))
+    assert finish["choices"][0] == {
+        "index": 0,
+        "delta": {},
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 6
+    assert all(c["usage"] is None for c in chunks[:-1])
+
+
+def test_usage_is_sent_only_when_asked_for(server: Running) -> None:
+    assert all("usage" not in chunk for chunk in server.stream("a"))
+
+
+def test_streamed_and_whole_answers_are_the_same(server: Running) -> None:
+    fields = {"n": 3, "stop": ["lo"], "max_tokens": 9}
+    whole = server.chat("say hello", **fields).json()["choices"]
+    streamed: dict[int, list[str]] = {}
+    for chunk in server.stream("say hello", **fields):
+        for choice in chunk["choices"]:
+            streamed.setdefault(choice["index"], []).append(choice["delta"].get("content", ""))
+    assert {c["index"]: c["message"]["content"] for c in whole} == {
+        index: "".join(parts) for index, parts in streamed.items()
+    }
+    assert whole[0]["message"]["content"] == "say hel"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "words"),
+    [
+        ({"temperature": 2.1}, 400, "temperature", "2"),
+        ({"temperature": -0.1}, 400, "temperature", "0"),
+        ({"temperature": "hot"}, 400, "temperature", "number"),
+        ({"temperature": True}, 400, "temperature", "number"),
+        ({"top_p": 0}, 400, "top_p", "greater than 0"),
+        ({"top_p": 1.01}, 400, "top_p", "1"),
+        ({"max_tokens": 0}, 400, "max_tokens", "1"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "max_completion_tokens", "one"),
+        ({"max_tokens": 1000}, 400, "messages", "maximum context length is 256 tokens. However"),
+        ({"n": 0}, 400, "n", "1"),
+        ({"n": 5}, 400, "n", "at most 4"),
+        ({"seed": 2**63}, 400, "seed", "less than"),
+        ({"stop": [""]}, 400, "stop.0", "at least 1"),
+        ({"stop": ["x"] * 17}, 400, "stop", "16"),
+        ({"stop": "x" * 257}, 400, "stop", "256"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream"),
+        ({"stream": "true"}, 400, "stream", "boolean"),
+        ({"messages": []}, 400, "messages", "at least 1"),
+        ({"messages": "hi"}, 400, "messages", "list"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role", "'system'"),
+        ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "required"),
+        ({"messages": [{"role": "user", "content": 1}]}, 400, "messages.0.content", "string"),
+        ({"model": "gpt-9"}, 404, "model", "This server has: base"),
+        ({"model": 7}, 400, "model", "string"),
+        ({"logit_bias": {"1": 5}}, 400, "logit_bias", "not supported"),
+        ({"logprobs": True}, 400, "logprobs", "not supported"),
+        ({"presence_penalty": 0.5}, 400, "presence_penalty", "not supported"),
+        ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
+        ({"no_such_thing": 1}, 400, "no_such_thing", "not supported"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "messages.0.content.0.type",
+            "'text'",
+        ),
+    ],
+)
+def test_a_bad_request_is_refused_in_words_that_name_the_field(
+    server: Running, fields: dict[str, Any], status: int, param: str, words: str
+) -> None:
+    for stream in (False, True):
+        if "stream_options" in fields and stream:
+            continue  # it is right there
+        response = server.chat(**{"stream": stream, **fields})
+        assert response.status_code == status, response.text
+        error = response.json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+        assert words in error["message"]
+
+
+def test_fields_that_ask_for_nothing_are_accepted(server: Running) -> None:
+    nothing = {
+        "stop": None,
+        "tools": [],
+        "tool_choice": "none",
+        "logprobs": False,
+        "logit_bias": None,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0,
+        "response_format": {"type": "text"},
+        "user": "me",
+        "metadata": {"run": "7"},
+        "stream_options": None,
+        "n": None,
+    }
+    assert server.chat(**nothing).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b'"text"', b"\xff", b'{"model": NaN}', b"[" * 9999]
+)
+def test_a_body_that_is_no_json_object_is_a_400(server: Running, data: bytes) -> None:
+    response = server.http.post(CHAT, content=data)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_unknown_paths_and_methods_answer_in_the_same_shape(server: Running) -> None:
+    assert "/v1/chat/completions" in server.http.get("/v2").json()["error"]["message"]
+    assert server.http.get(CHAT).status_code == 405
+    assert "error" in server.http.get(CHAT).json()
+
+
+def test_content_parts_and_developer_role_are_understood(server: Running) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "developer", "content": "x"}, {"role": "user", "content": parts}]
+    answer = server.http.post(CHAT, json={"model": "base", "messages": messages}).json()
+    assert answer["choices"][0]["message"]["content"] == "ab"
+
+
+def test_a_reader_who_leaves_stops_the_computing(server: Running) -> None:
+    with server.http.stream("POST", CHAT, json=body("long", stream=True)) as response:
+        next(response.iter_lines())
+        assert not idle(server)
+    until(lambda: idle(server))
+    steps = len(server.runner.batches)
+    time.sleep(0.1)
+    assert len(server.runner.batches) == steps
+
+
+def test_leaving_before_the_first_token_or_without_streaming_stops_it_too() -> None:
+    with running(ScriptedRunner(before_step=lambda _: time.sleep(0.2))) as server:
+        for stream in (True, False):
+            with pytest.raises(httpx.ReadTimeout):
+                server.http.post(CHAT, json=body("a long text", stream=stream), timeout=0.05)
+            until(lambda: idle(server))
+        assert len(server.runner.batches) <= 4, "it went on for its whole length"
+        assert server.chat("x").status_code == 200
+
+
+def test_a_full_queue_is_a_429_with_retry_after() -> None:
+    gate = threading.Event()
+    with running(ScriptedRunner(before_step=lambda _: gate.wait(10)), max_waiting=0) as server:
+        threads = [threading.Thread(target=server.chat) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        until(lambda: server.engine.load.running + server.engine.load.waiting == 2)
+        response = server.chat()
+        gate.set()
+        for thread in threads:
+            thread.join()
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) > 0
+    assert response.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_fault_before_the_first_byte_is_a_500_and_after_it_an_error_event() -> None:
+    def fail_on_third_token(batch: Any) -> None:
+        if any(row.draw == 2 for row in batch.rows):
+            raise RuntimeError("secret")
+
+    with running(ScriptedRunner(before_step=fail_on_third_token)) as server:
+        whole = server.chat()
+        chunks = server.stream()
+    assert whole.status_code == 500
+    assert whole.json()["error"]["code"] == "engine_error"
+    assert "secret" not in whole.text
+    assert [c["choices"][0]["delta"].get("content") for c in chunks[:-1]] == ["", "h", "e"]
+    assert chunks[-1]["error"]["code"] == "engine_error"
+
+
+def test_loading_and_broken_servers_say_so() -> None:
+    with running(loaded=False) as server:
+        assert server.http.get("/health").status_code == 200
+        assert server.http.get("/ready").status_code == 503
+        assert server.http.get("/ready").json() == {"status": "loading"}
+        refusal = server.chat()
+        assert refusal.status_code == 503
+        assert "retry-after" in refusal.headers
+        server.service.set_failed("The model could not be loaded.")
+        assert server.http.get("/health").status_code == 503
+        assert server.http.get("/ready").json() == {"status": "failed"}
+
+
+def test_keys_are_asked_for_everywhere_but_at_the_probes() -> None:
+    with running(api_keys=["first", "second"]) as server:
+        http = server.http
+        assert http.get("/health").status_code == 200
+        assert http.get("/ready").status_code == 200
+        for path in ("/v1/models", "/openapi.json", "/nothing"):
+            response = http.get(path)
+            assert response.status_code == 401
+            assert response.json()["error"]["code"] == "invalid_api_key"
+        for wrong in ("Bearer wrong", "Bearer", "Bearer firs", "Basic first", "Bearer ï"):
+            headers = {"authorization": wrong.encode("latin-1")}
+            assert http.get("/v1/models", headers=headers).status_code == 401
+        for right in ({"authorization": "Bearer second"}, {"x-api-key": "first"}):
+            assert http.get("/v1/models", headers=right).status_code == 200
+
+
+def test_a_body_over_the_limit_is_a_413_announced_or_not() -> None:
+    with running(max_body_bytes=2000) as server:
+        assert server.chat("x" * 3000).status_code == 413
+
+        def chunked() -> Iterator[bytes]:
+            for _ in range(30):
+                yield b"x" * 100
+
+        assert server.http.post(CHAT, content=chunked()).status_code == 413
+        assert server.chat("x" * 200).status_code == 200
+
+
+def test_silence_in_a_stream_is_filled_with_comments() -> None:
+    runner = ScriptedRunner(before_step=lambda _: time.sleep(0.15))
+    with running(runner, keepalive_seconds=0.05) as server:
+        lines = server.chat("a", stream=True).text.splitlines()
+    assert ": keep-alive" in lines
+    data = [line for line in lines if line.startswith("data: ")]
+    assert json.loads(data[1].removeprefix("data: "))["choices"][0]["delta"] == {"content": "a"}
+
+
+def test_every_error_has_its_place_on_the_wire() -> None:
+    """A new exception without a row in the table would come out as a bare 500."""
+    from server import errors
+    from server.api.errors import _TABLE
+
+    never_in_a_request = {errors.ServerError, errors.RequestError, errors.StartupError}
+    mapped = tuple(kind for kind, *_ in _TABLE)
+    pending = [ServerError]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        if kind not in never_in_a_request and not issubclass(kind, errors.StartupError):
+            assert issubclass(kind, mapped), kind

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from server.engine.engine import MAX_FAILED_STEPS, Engine, Generation
+from server.engine.scheduler import Limits
+from server.errors import (
+    ContextLengthError,
+    EngineDeadError,
+    EngineError,
+    OverloadedError,
+    UnavailableError,
+)
+from server.step import Batch
+from server.types import Delta, Failed, Finished, FinishReason, GenerationRequest, SamplingParams
+from tests.server.fakes import FakeModel, ScriptedRunner, encode
+
+
+def request(
+    prompt: str, max_tokens: int = 50, n: int = 1, stop: tuple[str, ...] = ()
+) -> GenerationRequest:
+    return GenerationRequest(
+        id="chatcmpl-x",
+        model=FakeModel(),
+        prompt_ids=tuple(encode(prompt)),
+        params=SamplingParams(max_tokens=max_tokens, stop=stop),
+        n=n,
+    )
+
+
+@asynccontextmanager
+async def running(
+    runner: ScriptedRunner, max_running: int = 4, max_waiting: int = 4, max_context: int = 200
+) -> AsyncIterator[Engine]:
+    limits = Limits(max_running, max_step_tokens=16, cache_tokens=800)
+    engine = Engine(runner, limits, max_context=max_context, max_waiting=max_waiting)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+async def read(generation: Generation) -> tuple[dict[int, str], dict[int, FinishReason]]:
+    texts: dict[int, str] = {}
+    reasons = {}
+    async for event in generation:
+        assert not isinstance(event, Failed), event
+        texts[event.index] = texts.get(event.index, "") + event.text
+        if isinstance(event, Finished):
+            reasons[event.index] = event.reason
+    return texts, reasons
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.005)
+
+
+def test_many_requests_at_once_each_get_their_own_answer() -> None:
+    async def test() -> None:
+        runner = ScriptedRunner(script=lambda prompt: f"<{prompt}>")
+        async with running(runner, max_waiting=40) as engine:
+            prompts = [f"question {i} é" + "." * i for i in range(30)]
+            results = await asyncio.gather(*(read(engine.submit(request(p))) for p in prompts))
+        assert [texts[0] for texts, _ in results] == [f"<{p}>" for p in prompts]
+        assert max(len(batch.rows) for batch in runner.batches) == 4
+        assert runner.threads == {"engine"}
+        assert not runner.prompts, "every slot was released"
+
+    run(test)
+
+
+def test_choices_come_separately_and_each_ends_once() -> None:
+    async def test() -> None:
+        async with running(ScriptedRunner()) as engine:
+            generation = engine.submit(request("abc", n=3))
+            ends = [e async for e in generation if isinstance(e, Finished)]
+        assert sorted(e.index for e in ends) == [0, 1, 2]
+        assert {e.completion_tokens for e in ends} == {4}  # three letters and the end token
+
+    run(test)
+
+
+def test_a_cancelled_request_frees_its_slot_and_leaves_its_neighbours_alone() -> None:
+    async def test() -> None:
+        runner = ScriptedRunner(
+            script=lambda prompt: "x" * 150 if prompt == "long" else prompt,
+            before_step=lambda _: time.sleep(0.002),
+        )
+        async with running(runner, max_running=1) as engine:
+            long = engine.submit(request("long", max_tokens=150))
+            waiting = engine.submit(request("never runs"))
+            last = engine.submit(request("last"))
+            assert isinstance(await long.next_event(), Delta)
+            waiting.cancel()
+            long.cancel()
+            long.cancel()
+            assert (await read(last))[0] == {0: "last"}
+            await until(lambda: engine.load.running + engine.load.waiting == 0)
+        computed = [row.token_ids for batch in runner.batches for row in batch.rows]
+        assert tuple(encode("never runs")) not in computed
+        assert not runner.prompts
+
+    run(test)
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    async def test() -> None:
+        gate = threading.Event()
+        runner = ScriptedRunner(before_step=lambda _: gate.wait(10))
+        async with running(runner, max_running=1, max_waiting=2) as engine:
+            accepted = [engine.submit(request("abc")) for _ in range(3)]
+            with pytest.raises(OverloadedError) as refusal:
+                engine.submit(request("abc"))
+            assert refusal.value.retry_after > 0
+            gate.set()
+            for generation in accepted:
+                assert (await read(generation))[0] == {0: "abc"}
+            assert (await read(engine.submit(request("abc"))))[0] == {0: "abc"}
+
+    run(test)
+
+
+def test_a_request_that_does_not_fit_is_refused_before_it_costs_anything() -> None:
+    async def test() -> None:
+        runner = ScriptedRunner()
+        async with running(runner, max_context=20) as engine:
+            with pytest.raises(ContextLengthError, match="maximum context length is 20 tokens"):
+                engine.submit(request("x" * 15, max_tokens=6))
+            assert (await read(engine.submit(request("x" * 15, max_tokens=5))))[0] == {0: "xxxxx"}
+        assert runner.batches
+
+    run(test)
+
+
+def test_a_failing_step_fails_its_requests_and_no_others() -> None:
+    async def test() -> None:
+        def fail_on_poison(batch: Batch) -> None:
+            if any(encode("!")[0] in row.token_ids for row in batch.rows):
+                raise RuntimeError("secret detail")
+
+        runner = ScriptedRunner(before_step=fail_on_poison)
+        async with running(runner) as engine:
+            bad = engine.submit(request("!", n=2))
+            events = [event async for event in bad]
+            assert len(events) == 1
+            assert isinstance(events[0], Failed)
+            assert isinstance(events[0].error, EngineError)
+            assert "secret" not in str(events[0].error)
+            assert (await read(engine.submit(request("good"))))[0] == {0: "good"}
+            assert engine.failure is None
+        assert not runner.prompts
+
+    run(test)
+
+
+def test_an_engine_that_cannot_go_on_tells_everyone_and_refuses_the_next() -> None:
+    async def test() -> None:
+        def fail(_: Batch) -> None:
+            raise RuntimeError
+
+        async with running(
+            ScriptedRunner(before_step=fail), max_running=1, max_waiting=9
+        ) as engine:
+            generations = [engine.submit(request("abc")) for _ in range(MAX_FAILED_STEPS + 3)]
+            for generation in generations:
+                events = [event async for event in generation]
+                assert len(events) == 1
+                assert isinstance(events[0], Failed)
+            assert engine.failure is not None
+            with pytest.raises(EngineDeadError):
+                engine.submit(request("abc"))
+
+    run(test)
+
+
+def test_stopping_ends_every_request_with_a_reason() -> None:
+    async def test() -> None:
+        runner = ScriptedRunner(script=lambda _: "x" * 100, before_step=lambda _: time.sleep(0.01))
+        async with running(runner, max_running=1) as engine:
+            generations = [engine.submit(request("abc", max_tokens=100)) for _ in range(3)]
+            await generations[0].next_event()
+            await asyncio.to_thread(engine.stop)
+            for generation in generations:
+                last = [event async for event in generation][-1]
+                assert isinstance(last, Failed)
+                assert isinstance(last.error, UnavailableError)
+            with pytest.raises(UnavailableError):
+                engine.submit(request("abc"))
+
+    run(test)
+
+
+def test_a_failure_outside_a_step_leaves_nobody_waiting() -> None:
+    class Unreleasable(ScriptedRunner):
+        def release(self, slot: int) -> None:
+            raise RuntimeError
+
+    async def test() -> None:
+        async with running(Unreleasable()) as engine:
+            events = [event async for event in engine.submit(request("abc"))]
+            assert isinstance(events[-1], Failed)
+            assert engine.failure is not None
+
+    run(test)
