@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,7 @@ def read_adapter(folder: Path, key: str, config: DecoderConfig) -> AdapterWeight
     rank, alpha = settings["r"], settings["lora_alpha"]
     scaling = alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
     tensors = _read_tensors(folder / WEIGHTS_FILE, config)
-    modules = {module for _, module, _ in tensors}
-    if modules != set(settings["target_modules"]):
-        raise AdapterError(
-            f"{CONFIG_FILE} targets {sorted(settings['target_modules'])}, {WEIGHTS_FILE} holds {sorted(modules)}"
-        )
+    _check_targets(settings["target_modules"], tensors)
     pairs = {}
     for layer, module, side in tensors:
         if side == "B":
@@ -101,11 +98,24 @@ def _read_config(path: Path) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 65536:
             raise AdapterError(f"{CONFIG_FILE} has {name}={value!r}")
     targets = settings.get("target_modules")
-    if not isinstance(targets, list) or not set(targets) <= {*ATTENTION, *MLP}:
-        raise AdapterError(
-            f"target_modules must be a list of {', '.join((*ATTENTION, *MLP))}; it is {targets!r}"
-        )
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        # A string would be a regular expression, which PEFT runs over all names of the model.
+        raise AdapterError(f"target_modules must be a list of names; it is {targets!r}")
     return settings
+
+
+def _check_targets(targets: list[str], tensors: Mapping[tuple[int, str, str], Tensor]) -> None:
+    """Every target has tensors and every tensor a target; PEFT matches a name by its end, at a dot."""
+    paths = {
+        f".model.layers.{layer}.{'mlp' if module in MLP else 'self_attn'}.{module}"
+        for layer, module, _ in tensors
+    }
+    for target in targets:
+        if not any(path.endswith(f".{target}") for path in paths):
+            raise AdapterError(f"target_modules names {target}, which has no tensors")
+    for path in paths:
+        if not any(path.endswith(f".{target}") for target in targets):
+            raise AdapterError(f"{path[1:]} has tensors, but target_modules does not name it")
 
 
 def _read_tensors(path: Path, config: DecoderConfig) -> dict[tuple[int, str, str], Tensor]:

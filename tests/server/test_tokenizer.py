@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.errors import ChatTemplateError
+from server.model.tokenizer import ChatTokenizer, IncrementalDecoder
+from server.types import Message
+from tests.models import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    decoder = IncrementalDecoder(tokenizer)
+    return [*(decoder.push(i) for i in ids), decoder.flush()]
+
+
+@given(st.text(max_size=40))
+def test_pieces_join_to_the_text_and_never_hold_half_a_character(text: str) -> None:
+    shown = pieces(TOKENIZER, TOKENIZER(text)["input_ids"])
+    assert "".join(shown) == text.removesuffix("\ufffd")
+    assert all("\ufffd" not in piece for piece in shown) or "\ufffd" in text
+
+
+@given(st.text(min_size=1, max_size=10), st.integers(1, 3))
+def test_an_answer_cut_inside_a_character_ends_before_it(text: str, missing: int) -> None:
+    ids = TOKENIZER(text)["input_ids"][:-missing]  # one token per byte
+    whole = text.encode()[:-missing].decode(errors="ignore")
+    assert "".join(pieces(TOKENIZER, ids)) == whole.removesuffix("\ufffd")
+
+
+def test_bytes_that_are_no_text_do_not_hold_the_rest_back_for_ever() -> None:
+    broken = TOKENIZER("é")["input_ids"][1:] * 9  # a character's second byte, alone
+    ids = broken + TOKENIZER("after")["input_ids"]
+    assert "".join(pieces(TOKENIZER, ids)).endswith("after")
+
+
+def test_special_tokens_are_not_shown() -> None:
+    assert "".join(pieces(TOKENIZER, [1, *TOKENIZER("a")["input_ids"], 2])) == "a"
+
+
+@pytest.mark.model
+def test_the_embedded_tokenizer_streams_every_script(embedded_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    text = "I can't — naïve 日本語 👩‍👩‍👧 مرحبا\n\n  def f(x):\n\treturn x  # done"
+    assert "".join(pieces(tokenizer, tokenizer(text)["input_ids"])) == text
+
+
+def test_a_template_that_refuses_is_the_callers_error() -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ChatTemplateError, match="roles must alternate"):
+        ChatTokenizer(TOKENIZER, template).encode_chat([Message("user", "x")])
+    with pytest.raises(ChatTemplateError, match="no chat template"):
+        ChatTokenizer(byte_tokenizer_without_template()).encode_chat([Message("user", "x")])
+
+
+def byte_tokenizer_without_template() -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def test_a_template_cannot_reach_outside_its_sandbox() -> None:
+    template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(ChatTemplateError):
+        ChatTokenizer(TOKENIZER, template).encode_chat([Message("user", "x")])
+
+
+def test_no_second_bos_is_added_before_the_templates_own() -> None:
+    ids = ChatTokenizer(TOKENIZER).encode_chat([Message("user", "hi")])
+    assert ids[0] == 1
+    assert ids[1] != 1
