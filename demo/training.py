@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def train(cache: Path, volume: Path) -> Published:
     ).hexdigest()
     latest = volume / ADAPTER / "latest"
     if _stamped(stamp) != {"inputs": inputs, "version": _version(latest)}:
+        output = cache / "runs" / "demo"
+        shutil.rmtree(output, ignore_errors=True)  # left by a run that did not reach its end
         programs.run(
             [
                 "trainer",
@@ -50,7 +53,7 @@ def train(cache: Path, volume: Path) -> Published:
                 "--set",
                 f"data.sources.0.location={rows}",
                 "--output",
-                str(cache / "runs" / "demo"),
+                str(output),
                 "--adapters",
                 str(volume),
                 "--name",

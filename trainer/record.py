@@ -30,6 +30,7 @@ class SourceCounts:
     test_rows: int
     train_tokens: int
     trained_tokens: int  # tokens of train rows that carry loss
+    rejected: int = 0  # malformed (an empty turn, an answer first, ...) or holding the template's control tokens
 
 
 @dataclass(frozen=True, slots=True)

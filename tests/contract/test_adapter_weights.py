@@ -70,7 +70,7 @@ def test_logits_equal_pefts(
         ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
         ({"layers_to_transform": [0]}, "layers_to_transform"),
         ({"modules_to_save": ["norm"]}, "modules_to_save"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "target_modules"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
     ],
     ids=str,
 )

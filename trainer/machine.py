@@ -1,0 +1,106 @@
+"""What this machine can train with: its device, the compute type, its memory.
+
+It knows nothing about recipes beyond the compute type asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from trainer.errors import ConfigError
+from trainer.record import Memory
+
+GB = 1e9
+DType = Literal["bfloat16", "float16", "float32"]
+# The capability from which tensor cores know bfloat16. torch.cuda.is_bf16_supported() is no guide: it counts emulation.
+BFLOAT16_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The device to train on."""
+
+    device: Literal["cuda", "cpu"]
+    name: str
+    capability: tuple[int, int] | None = None
+
+    @property
+    def has_cuda(self) -> bool:
+        """Whether there is a CUDA GPU that torch can use."""
+        return self.device == "cuda"
+
+
+def this_machine() -> Machine:
+    """The first CUDA GPU that torch can use, else the CPU."""
+    if torch.cuda.is_available():
+        return Machine("cuda", torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0))
+    return Machine("cpu", f"CPU, {torch.get_num_threads()} threads")
+
+
+def compute_dtype(asked: str, machine: Machine) -> DType:
+    """The compute type for `model.dtype`. Raises ConfigError where the device does not have it."""
+    if not machine.has_cuda:
+        if asked == "float16":
+            raise ConfigError(
+                "model.dtype: float16 needs a CUDA GPU; on a CPU use auto or float32."
+            )
+        return "bfloat16" if asked == "bfloat16" else "float32"
+    has_bfloat16 = machine.capability is not None and machine.capability >= BFLOAT16_CAPABILITY
+    if asked == "bfloat16" and not has_bfloat16:
+        raise ConfigError(
+            f"model.dtype: bfloat16 is not in the hardware of {machine.name}; use auto or float16."
+        )
+    if asked == "bfloat16" or (asked == "auto" and has_bfloat16):
+        return "bfloat16"
+    return "float32" if asked == "float32" else "float16"
+
+
+class MemoryMeter:
+    """Peak memory of a run. On CUDA what the allocator reserved, on a CPU the resident set of the process."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._start = 0.0
+        if machine.has_cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    def mark_start(self) -> None:
+        """Call when model and adapter are loaded and no step has run."""
+        self._start = self._now()
+
+    def read(self) -> Memory:
+        """The figures so far."""
+        return Memory(self._machine.name, self._peak(), self._start, self._total())
+
+    def _now(self) -> float:
+        if self._machine.has_cuda:
+            return torch.cuda.memory_reserved() / GB
+        try:
+            resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+        except OSError:  # not Linux
+            return self._peak()
+        return resident_pages * os.sysconf("SC_PAGE_SIZE") / GB
+
+    def _peak(self) -> float:
+        if self._machine.has_cuda:
+            return torch.cuda.max_memory_reserved() / GB
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
+
+    def _total(self) -> float:
+        if self._machine.has_cuda:
+            return torch.cuda.get_device_properties(0).total_memory / GB
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+            try:
+                total = min(total, int(Path(limit).read_text()))
+            except (OSError, ValueError):  # no such file, or "max"
+                continue
+        return total / GB

@@ -1,0 +1,57 @@
+"""What a run is asked to do, and everything that can be known to be wrong with it before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import Recipe
+from trainer.errors import ConfigError
+from trainer.sources import is_local
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What to train and where to put it. Plain data, picklable."""
+
+    recipe: Recipe
+    output: Path
+    name: str  # of the adapter
+    adapters: Path | None  # the volume to publish to; None: do not publish
+    command: str = ""
+
+
+def check_request(request: RunRequest) -> None:
+    """Make the output folder. Raises ConfigError if the request cannot be carried out."""
+    if not NAME.fullmatch(request.name) or request.name == "base":
+        raise ConfigError(
+            f"--name {request.name!r} cannot be an adapter's name: letters, digits, dot, dash and underscore, at most "
+            "64, beginning with a letter or digit, and not `base`."
+        )
+    if (request.output / "adapter").exists():
+        raise ConfigError(f"{request.output} holds a run already; choose another --output.")
+    if Path(request.recipe.model.base).is_dir() and request.recipe.model.base_id is None:
+        raise ConfigError(
+            "model.base is a folder, whose path means nothing elsewhere; name the model with --set model.base_id=ID."
+        )
+    if request.recipe.base_id.endswith(("-bnb-4bit", "-bnb-8bit")):
+        raise ConfigError(
+            f"{request.recipe.base_id} is a quantised copy; the adapter must name the float base it is served on. "
+            "Set model.base_id to it."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("Several processes were started; this trainer runs in one, on one GPU.")
+    try:
+        request.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {request.output} cannot be made: {error.strerror}.") from None
+
+
+def needs_hub(recipe: Recipe) -> bool:
+    """Whether anything in the recipe has to come from the hub."""
+    local = Path(recipe.model.base).is_dir()
+    return not (local and all(is_local(source.location) for source in recipe.data.sources))
