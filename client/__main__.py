@@ -1,0 +1,164 @@
+"""`python -m client ui | chat`: talk to a lorachat server in a browser or in a terminal."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from client.types import Sampling
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags; their defaults come from LORACHAT_* variables where these are set."""
+    connection = argparse.ArgumentParser(add_help=False)
+    connection.add_argument(
+        "--server",
+        type=_address,
+        metavar="URL",
+        default=os.environ.get("LORACHAT_SERVER") or DEFAULT_SERVER,
+        help=f"the server's address (LORACHAT_SERVER, default {DEFAULT_SERVER})",
+    )
+    connection.add_argument(
+        "--api-key",
+        type=_key,
+        metavar="KEY",
+        default=os.environ.get("LORACHAT_API_KEY") or None,
+        help="key sent to the server; others on this machine can read flags, so rather set the "
+        "variable (LORACHAT_API_KEY, default none)",
+    )
+
+    parser = argparse.ArgumentParser(
+        prog="python -m client", description="Talk to a lorachat server."
+    )
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+
+    ui = commands.add_parser(
+        "ui",
+        parents=[connection],
+        help="serve the web client",
+        description="Serve the web client: chat with a model, compare two side by side.",
+    )
+    ui.add_argument(
+        "--host",
+        default=os.environ.get("LORACHAT_CLIENT_HOST") or "127.0.0.1",
+        help="address to listen on (LORACHAT_CLIENT_HOST, default 127.0.0.1)",
+    )
+    ui.add_argument(
+        "--port",
+        type=_port,
+        # A string, so that argparse checks it as it checks the flag.
+        default=os.environ.get("LORACHAT_CLIENT_PORT") or "7860",
+        help="port to listen on, 0 for any free one (LORACHAT_CLIENT_PORT, default 7860)",
+    )
+
+    defaults = Sampling()
+    chat = commands.add_parser(
+        "chat",
+        parents=[connection],
+        help="chat in this terminal",
+        description="Chat in this terminal; /help there lists the commands. With input from a "
+        "pipe, each line is answered in turn and only the answers are printed.",
+    )
+    chat.add_argument("--model", help="base, an adapter or NAME@VERSION (default: first adapter)")
+    chat.add_argument("--system", default="", metavar="TEXT", help="system prompt (default none)")
+    chat.add_argument(
+        "--temperature",
+        type=float,
+        default=defaults.temperature,
+        metavar="T",
+        help="0 always takes the likeliest token (default %(default)s)",
+    )
+    chat.add_argument(
+        "--top-p",
+        type=float,
+        default=defaults.top_p,
+        metavar="P",
+        help="share of the probability that tokens are drawn from (default %(default)s)",
+    )
+    chat.add_argument(
+        "--max-tokens",
+        type=int,
+        default=defaults.max_tokens,
+        metavar="N",
+        help="most new tokens of an answer (default %(default)s)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all went well, 1 with a sentence on standard error if not."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    match options.command:
+        case "ui":
+            return _ui(options)
+        case "chat":
+            return _chat(options)
+    parser.print_help()
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    # Set before gradio is imported, which reads it then: nothing is reported to anybody.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from client.ui.web import create_app, listen, serve
+
+    try:
+        listener = listen(options.host, options.port)
+    except OSError as error:
+        # Errors of name resolution have negative numbers and a reason of their own.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        print(
+            f"Cannot listen on {options.host}:{options.port}: {reason}. "
+            "Choose another address with --host and --port.",
+            file=sys.stderr,
+        )
+        return 1
+    with listener:
+        app = create_app(options.server, options.api_key)
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        port = listener.getsockname()[1]
+        print(f"Web client: http://{host}:{port}  (server: {options.server})", flush=True)
+        with suppress(KeyboardInterrupt):
+            serve(app, listener)
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from client.terminal import Session, run
+
+    sampling = Sampling(options.temperature, options.top_p, options.max_tokens)
+    session = Session(model=options.model, system=options.system, sampling=sampling)
+    return run(options.server, options.api_key, session)
+
+
+def _address(text: str) -> str:
+    from client.api import normalise_address
+
+    try:
+        return normalise_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _key(text: str) -> str:
+    from client.api import normalise_key
+
+    try:
+        return normalise_key(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""Chat in a terminal: reads lines, streams answers, obeys slash commands.
+
+At a terminal Ctrl-C ends the answer being written, and Ctrl-D or /exit the program. With input from
+a pipe each line is a question, and only answers go to standard output.
+"""
+
+import asyncio
+import os
+import sys
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass, field
+
+from rich.console import Console
+from rich.text import Text
+
+from client.api import ChatClient
+from client.errors import ChatError, ErrorKind
+from client.figures import figures
+from client.terminal_markdown import MarkdownStream, printable
+from client.types import ChatRequest, Delta, Done, Message, Sampling, default_model
+
+HELP = """\
+/model [NAME]      list the models, or ask NAME from now on
+/system [TEXT]     show the system prompt, or set it (/system - removes it)
+/set [NAME VALUE]  show the settings, or set temperature, top_p or max_tokens
+/retry             answer the last question once more
+/new               forget the conversation
+/exit              leave (also Ctrl-D); Ctrl-C stops an answer"""
+
+# What /set takes: type, least and greatest value.
+_SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
+    "temperature": (float, 0, 2),
+    "top_p": (float, 0, 1),
+    "max_tokens": (int, 1, 1_000_000),
+}
+
+
+@dataclass(slots=True)
+class Session:
+    """What the next question goes with. `model` None means the server's first adapter, or base."""
+
+    model: str | None = None
+    system: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+    messages: list[Message] = field(default_factory=list)
+
+
+class Leave(Exception):
+    """The person wants to leave."""
+
+
+class Terminal:
+    """One conversation. `is_interactive` decides between a chat and plain answers."""
+
+    def __init__(self, client: ChatClient, session: Session, is_interactive: bool) -> None:
+        self._client = client
+        self._session = session
+        self._is_interactive = is_interactive
+        self._out = Console(highlight=False)
+        self._errors = self._out if is_interactive else Console(stderr=True, highlight=False)
+        self.has_failed = False
+
+    async def greet(self) -> None:
+        """Say who will answer, or why nobody can."""
+        try:
+            model = await self._model()
+        except ChatError as error:
+            self._show_error(error)
+        else:
+            self._say(f"{model} at {self._client.server}; /help lists the commands")
+
+    async def handle(self, line: str) -> None:
+        """Obey a command or answer a question. Raises Leave; shows errors instead of raising."""
+        # What is no text (from a pipe in another encoding) could not be sent.
+        line = line.encode(errors="replace").decode().strip()
+        try:
+            if line.startswith("/"):
+                await self._command(line)
+            elif line:
+                self._session.messages.append(Message("user", line))
+                await self._answer()
+        except ChatError as error:
+            self._show_error(error)
+
+    async def _command(self, line: str) -> None:
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        match name:
+            case "/exit" | "/quit":
+                raise Leave
+            case "/help":
+                self._say(HELP)
+            case "/model":
+                await self._pick_model(rest)
+            case "/system":
+                if rest:
+                    self._session.system = "" if rest == "-" else rest
+                self._say(f"system prompt: {self._session.system or 'none'}")
+            case "/set":
+                self._set(rest)
+            case "/retry":
+                await self._retry()
+            case "/new":
+                self._session.messages.clear()
+                self._say("a new conversation")
+            case _:
+                self._complain(f"There is no command {name}; /help lists them.")
+
+    async def _answer(self) -> None:
+        """Answer the last message; what was said before a failure or a stop stays."""
+        session = self._session
+        text = ""
+        done: Done | None = None
+        try:
+            model = await self._model()
+            system = (Message("system", session.system),) if session.system else ()
+            request = ChatRequest(model, (*system, *session.messages), session.sampling)
+            async with aclosing(self._client.stream(request)) as events:
+                with self._writer(model) as show:
+                    async for event in events:
+                        match event:
+                            case Delta():
+                                text += event.text
+                                show.feed(event.text)
+                            case Done():
+                                done = event
+        finally:
+            if text:
+                session.messages.append(Message("assistant", text))
+            else:
+                session.messages.pop()  # a question without any answer
+        if done is not None:
+            self._say(" · ".join([model, *figures(done)]))
+
+    def _writer(self, model: str) -> "MarkdownStream | PlainStream":
+        return MarkdownStream(self._out, model) if self._is_interactive else PlainStream()
+
+    async def _retry(self) -> None:
+        messages = self._session.messages
+        if len(messages) < 2:
+            self._complain("There is no answer yet that could be tried again.")
+            return
+        messages.pop()
+        await self._answer()
+
+    async def _model(self) -> str:
+        """The model to ask; the server's list decides where none is picked."""
+        if self._session.model is None:
+            self._session.model = default_model(await self._client.models())
+        if self._session.model is None:
+            raise ChatError(
+                ErrorKind.UNKNOWN_MODEL, "The server has no model.", "Start it with one."
+            )
+        return self._session.model
+
+    async def _pick_model(self, name: str) -> None:
+        models = await self._client.models()
+        if not name:
+            current = self._session.model or default_model(models)
+            for model in models:
+                self._say(f"{'*' if model.id == current else ' '} {model.label}")
+        elif any(model.id == name for model in models):
+            self._session.model = name
+            self._say(f"{name} answers from now on")
+        else:
+            self._complain(f"The server has no model named “{name}”; /model lists them.")
+
+    def _set(self, rest: str) -> None:
+        sampling = self._session.sampling
+        if rest:
+            name, _, value = rest.replace("=", " ", 1).partition(" ")
+            if name not in _SETTINGS:
+                self._complain(f"/set takes {', '.join(_SETTINGS)}; not “{name}”.")
+                return
+            kind, least, greatest = _SETTINGS[name]
+            try:
+                number = kind(value)
+            except ValueError:
+                number = None
+            if number is None or not least <= number <= greatest:
+                noun = "a whole number" if kind is int else "a number"
+                self._complain(f"{name} is {noun} from {least:g} to {greatest:g}; not “{value}”.")
+                return
+            sampling = self._session.sampling = Sampling(**{**asdict(sampling), name: number})
+        self._say("  ".join(f"{name} {getattr(sampling, name):g}" for name in _SETTINGS))
+
+    def _say(self, text: str) -> None:
+        """A remark of the program, not of the model; pipes get none."""
+        if self._is_interactive:
+            self._out.print(Text(printable(text), style="dim"))
+
+    def _complain(self, sentence: str) -> None:
+        self.has_failed = True
+        self._errors.print(Text(printable(sentence), style="red"), soft_wrap=True)
+
+    def _show_error(self, error: ChatError) -> None:
+        self._complain(str(error))
+
+
+class PlainStream:
+    """Writes an answer to standard output as it comes, and ends it with a line feed."""
+
+    def __init__(self) -> None:
+        self._has_written = False
+
+    def __enter__(self) -> "PlainStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._has_written:
+            self.feed("\n")
+
+    def feed(self, text: str) -> None:
+        self._has_written = True
+        sys.stdout.write(printable(text))
+        sys.stdout.flush()
+
+
+def run(server: str, api_key: str | None, session: Session) -> int:
+    """Chat until the input ends; 1 if a line from a pipe could not be answered, else 0."""
+    is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    client = ChatClient(server, api_key)
+    terminal = Terminal(client, session, is_interactive)
+    # The runner turns Ctrl-C into a cancellation of what it runs, and can run again after it.
+    with asyncio.Runner() as runner:
+        try:
+            if is_interactive:
+                _chat(runner, terminal)
+                return 0
+            return _answer_lines(runner, terminal)
+        finally:
+            runner.run(client.aclose())
+
+
+def _chat(runner: asyncio.Runner, terminal: Terminal) -> None:
+    with suppress(ImportError):  # not on every platform; input() works without
+        import readline  # noqa: F401, PLC0415 - its import gives input() editing and history
+    out = Console(highlight=False)
+    try:
+        runner.run(terminal.greet())
+    except KeyboardInterrupt:
+        return
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            out.print()
+            return
+        except KeyboardInterrupt:
+            out.print(Text("\nCtrl-D or /exit leaves", style="dim"))
+            continue
+        try:
+            runner.run(terminal.handle(line))
+        except KeyboardInterrupt:
+            out.print(Text("stopped", style="dim"))
+        except Leave:
+            return
+
+
+def _answer_lines(runner: asyncio.Runner, terminal: Terminal) -> int:
+    try:
+        for line in sys.stdin:
+            runner.run(terminal.handle(line))
+    except Leave:
+        pass
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has left. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 1 if terminal.has_failed else 0
