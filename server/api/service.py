@@ -28,7 +28,6 @@ class Service:
         self.keepalive_seconds = keepalive_seconds
         self._loaded: Loaded | None = None
         self._load_failure: str | None = None
-        self._draining = False
 
     def set_loaded(self, loaded: Loaded) -> None:
         self._loaded = loaded
@@ -36,16 +35,11 @@ class Service:
     def set_failed(self, reason: str) -> None:
         self._load_failure = reason
 
-    def set_draining(self) -> None:
-        self._draining = True
-
     @property
     def status(self) -> str:
-        """loading, ready, draining or failed."""
+        """loading, ready or failed."""
         if self.failure is not None:
             return "failed"
-        if self._draining:
-            return "draining"
         return "loading" if self._loaded is None else "ready"
 
     @property

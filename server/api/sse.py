@@ -130,6 +130,14 @@ async def chunks(
         yield answer.chunk([], usage=usage_body(answer.usage).model_dump())
 
 
+# Line ends to Unicode though not to SSE: many clients split with their language's own line splitter.
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
+
+
+def _json_line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
+
+
 def _wire_reason(reason: FinishReason) -> Any:
     assert reason is not FinishReason.CANCELLED, "nobody reads a cancelled answer"
     return reason.value
@@ -172,8 +180,7 @@ class ChatStream(EventSourceResponse):
                 chunk = upcoming.result()
                 if chunk is None:
                     break
-                text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
-                yield ServerSentEvent(text, sep="\n")
+                yield ServerSentEvent(_json_line(chunk), sep="\n")
                 upcoming = asyncio.ensure_future(anext(objects, None))
         finally:
             upcoming.cancel()

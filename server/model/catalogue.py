@@ -136,9 +136,12 @@ class VolumeCatalogue:
             if self._refused.get(key, (0, ""))[0] == changed:
                 return None
             model = self._read(key, folder)
-        except (AdapterError, OSError) as error:
-            self._refused[key] = (changed, str(error))
-            log.error("%s is refused: %s", key, error)
+        except (
+            Exception
+        ) as error:  # whatever a version holds, it must not keep the others from being served
+            reason = str(error) if isinstance(error, AdapterError | OSError) else repr(error)
+            self._refused[key] = (changed, reason)
+            log.error("%s is refused: %s", key, reason)
             return None
         self._refused.pop(key, None)
         assert model.adapter is not None

@@ -141,6 +141,14 @@ def test_a_stream_keeps_the_wire_contract(server: Running) -> None:
     assert all(c["usage"] is None for c in chunks[:-1])
 
 
+def test_characters_that_end_lines_elsewhere_do_not_cut_an_event(server: Running) -> None:
+    text = "a\u2028b\x85c\u2029d\re\nf\x0cg"
+    raw = server.chat(text, stream=True).text
+    assert all(line.startswith("data: ") for line in raw.splitlines() if line)
+    chunks = server.stream(text)
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == text
+
+
 def test_usage_is_sent_only_when_asked_for(server: Running) -> None:
     assert all("usage" not in chunk for chunk in server.stream("a"))
 

@@ -121,6 +121,12 @@ def escape(folder: Path) -> None:
     (folder / "adapter_model.safetensors").symlink_to(outside)
 
 
+def foreign_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": {"type": "NoSuch"}}')
+    digest = json.loads((folder / "manifest.json").read_text())["base"]["weights_digest"]
+    write_manifest(folder, weights_digest=digest)
+
+
 def change(**fields: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / "manifest.json"
@@ -140,6 +146,7 @@ BASE = {"id": "tiny-model", "revision": None}
         (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "not JSON"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+        (foreign_tokenizer, "tokenizer"),
         (change(format="lorachat-adapter/2"), "format"),
         (change(name="other"), "renamed"),
         (change(files={}), "does not list"),

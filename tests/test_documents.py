@@ -1,0 +1,43 @@
+"""The documents speak of the tree as it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+PROGRAMS = ("trainer", "server", "client", "demo")
+
+
+def test_the_codemap_has_every_source_file_and_no_other() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("## Codemap")[1]
+    listed = set(re.findall(r"^- `([^`]+)`", text, re.MULTILINE))
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for program in PROGRAMS
+        for path in (ROOT / program).rglob("*.py")
+        if path.name != "__init__.py" or path.stat().st_size
+    }
+    assert listed == files
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)\)", document.read_text("utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for program in PROGRAMS:
+        for path in (ROOT / program).rglob("*.py"):
+            text = path.read_text("utf-8")
+            assert not text or text.startswith('"""'), path
+
+
+def test_no_file_grows_into_a_heap() -> None:
+    for program in PROGRAMS:
+        for path in Path(ROOT / program).rglob("*.py"):
+            lines = len(path.read_text("utf-8").splitlines())
+            assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines"
