@@ -151,7 +151,7 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
     begun = time.perf_counter()
     threads = settings.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    base = load_base(settings.model, settings.max_context)
+    base = load_base(settings.model, settings.max_context, settings.base_id)
     max_context = base.max_context
     digest = weights_digest(base.weights, threads)
     cache_tokens = settings.cache_tokens or 4 * max_context

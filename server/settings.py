@@ -27,6 +27,11 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(description="base model: a hub id, a folder or a GGUF file")
+    base_id: str | None = Field(
+        None,
+        description="the base's name; adapters trained without its float weights at hand are matched by it;"
+        " default: the hub id, or the folder's or file's name",
+    )
     adapters: Path | None = Field(
         Path("adapters"), description="folder with the published adapters (may be empty or absent)"
     )

@@ -181,7 +181,9 @@ class VolumeCatalogue:
         if digest not in self._tokenizers:
             try:
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-            except Exception as error:  # the library raises whatever the broken part happens to break
+            except (
+                Exception
+            ) as error:  # the library raises whatever the broken part happens to break
                 raise AdapterError(f"its tokenizer cannot be read ({error!r})") from None
             if len(tokenizer) > self._base.config.vocab_size:
                 raise AdapterError("its tokenizer has tokens that the base has no embedding for")

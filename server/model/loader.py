@@ -38,10 +38,11 @@ class BaseModel:
         return sum(tensor.nbytes for tensor in self.weights.values())
 
 
-def load_base(source: str, max_context: int | None = None) -> BaseModel:
+def load_base(source: str, max_context: int | None = None, base_id: str | None = None) -> BaseModel:
     """Raises ModelLoadError with what to do.
 
     max_context: positions to serve; by default what the model was trained for, at most 8192.
+    base_id: the base's name, where the source does not tell it (a folder).
     """
     place = _locate(source)
     hf_logging.disable_progress_bar()
@@ -61,7 +62,7 @@ def load_base(source: str, max_context: int | None = None) -> BaseModel:
     cos, sin = _rotary_table(model, positions)
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
     return BaseModel(
-        id=_model_id(source),
+        id=base_id or _model_id(source),
         config=config,
         weights=weights,
         decoder=LlamaDecoder(config, weights, cos, sin),
