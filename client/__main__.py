@@ -2,7 +2,10 @@
 
 import argparse
 import os
+import signal
+import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -102,25 +105,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    # Set before gradio is imported, which reads it then: nothing is reported to anybody.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    from client.ui.web import create_app, listen, serve
-
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
-        listener = listen(options.host, options.port)
+        listener = socket.create_server((options.host, options.port), family=family)
     except OSError as error:
         # Errors of name resolution have negative numbers and a reason of their own.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         print(
-            f"Cannot listen on {options.host}:{options.port}: {reason}. "
+            f"Cannot listen on {host}:{options.port}: {reason}. "
             "Choose another address with --host and --port.",
             file=sys.stderr,
         )
         return 1
-    with listener:
+    # docker stop ends the program as Ctrl-C does, and what is opened below is closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with listener, tempfile.TemporaryDirectory(prefix="lorachat-client-") as scratch:
+        # Gradio reads these when it is imported. It reports nothing to anybody, and writes nowhere
+        # but to a folder of its own: its default, /tmp/gradio, may belong to another user.
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        os.environ.setdefault("GRADIO_TEMP_DIR", scratch)
+        from client.ui.web import create_app, serve
+
         app = create_app(options.server, options.api_key)
-        host = f"[{options.host}]" if ":" in options.host else options.host
         port = listener.getsockname()[1]
         print(f"Web client: http://{host}:{port}  (server: {options.server})", flush=True)
         with suppress(KeyboardInterrupt):

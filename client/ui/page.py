@@ -52,8 +52,12 @@ def build_page(client: ChatClient) -> gr.Blocks:
             catalog = await look(client)
             if seen is not None and _summary(catalog) == _summary(seen):
                 return (gr.skip(),) * 5
+            if catalog.error is not None:  # what was picked stays, for when the server is back
+                return catalog, _status(client.server, catalog), *(gr.skip(),) * 3
             models = list(catalog.models)
             base, adapter = base_model(models), first_adapter(models)
+            if left == right:  # as it is before there is any adapter: nobody's choice
+                right = None
             wanted = [
                 (chat_model, default_model(models)),
                 (left, base or default_model(models)),
@@ -63,8 +67,6 @@ def build_page(client: ChatClient) -> gr.Blocks:
                 gr.Dropdown(choices=catalog.choices, value=catalog.keep(picked, default))
                 for picked, default in wanted
             ]
-            if catalog.error is not None and seen is not None and seen.models:
-                updates = [gr.skip()] * 3  # away for a while: keep what was picked
             return catalog, _status(client.server, catalog), *updates
 
         refreshing: dict[str, Any] = {
@@ -76,7 +78,8 @@ def build_page(client: ChatClient) -> gr.Blocks:
         }
         page.load(**refreshing)
         page.load(None, None, None, js=_OPEN_SETTINGS, **PRIVATE)
-        gr.Timer(_REFRESH_SECONDS).tick(**refreshing)
+        # "multiple": by default a look whose answer got lost would keep all later ones from starting.
+        gr.Timer(_REFRESH_SECONDS).tick(**refreshing, trigger_mode="multiple")
         theme.click(None, None, None, js=_SWITCH_THEME, **PRIVATE)
     return page
 
@@ -91,8 +94,8 @@ def _status(server: str, catalog: Catalog | None) -> str:
         state, text = "unknown", "Looking for the server…"
     elif catalog.error is None:
         adapters = sum(not m.is_base and not m.is_pinned for m in catalog.models)
-        noun = "adapter" if adapters == 1 else "adapters"
-        state, text = "ready", f"Ready: base and {adapters} {noun}"
+        counted = "1 adapter" if adapters == 1 else f"{adapters or 'no'} adapters"
+        state, text = "ready", f"Ready: base and {counted}"
     else:
         state = "loading" if catalog.is_loading else "away"
         text = str(catalog.error)

@@ -91,12 +91,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises OSError if the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family)
-
-
 def serve(app: FastAPI, listener: socket.socket) -> None:
     """Serve until interrupted or terminated."""
     logging.getLogger("uvicorn.error").addFilter(_is_news)

@@ -51,7 +51,7 @@ def web_client(server_url):
             yield match[1]
         finally:
             process.terminate()
-            process.wait(20)
+            assert process.wait(20) == 0  # also with pages open
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,8 @@ def test_an_answer_cannot_make_the_page_fetch_anything(open_page, address):
 
 
 def test_a_server_that_is_away_is_told_and_found_again(open_page):
-    server = FakeServer(SCRIPTS, models=[("base", "base", None), ("smalltalk", "s@1", "base")])
+    base, smalltalk = ("base", "base", None), ("smalltalk", "s@1", "base")
+    server = FakeServer(SCRIPTS, models=[base])
     with running(server) as first:
         port = int(first.url.rpartition(":")[2])
     with web_client(first.url) as address:
@@ -309,9 +310,17 @@ def test_a_server_that_is_away_is_told_and_found_again(open_page):
             expect(page.locator("#status")).to_contain_text("Ready", timeout=15_000)
             page.get_by_role("button", name="Retry").click()
             expect(bot(page)[1]).to_contain_text("finished")
-            server.models.append(("fresh", "fresh@1", "base"))
-            expect(page.locator("#status")).to_contain_text("2 adapters", timeout=15_000)
-            pick(page, "chat-model", "fresh")
+            server.models.append(smalltalk)
+            expect(page.locator("#status")).to_contain_text("1 adapter", timeout=15_000)
+            pick(page, "chat-model", "smalltalk")
+            page.get_by_role("tab", name="Compare").click()
+            expect(page.locator("#left-model input")).to_have_value("base")
+            expect(page.locator("#right-model input")).to_have_value(re.compile("^smalltalk"))
+        expect(page.locator("#status")).to_contain_text("No server answers", timeout=15_000)
+        with running(server, port):
+            expect(page.locator("#status")).to_contain_text("Ready", timeout=15_000)
+            page.get_by_role("tab", name="Chat").click()
+            expect(page.locator("#chat-model input")).to_have_value(re.compile("^smalltalk"))
         page.close()  # before the client goes, or the page would complain
 
 

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from client.terminal_markdown import MarkdownStream, complete_blocks, printable
-from tests.client.fake_server import FakeServer, Script, answer, error, running
+from tests.client.fake_server import FakeServer, Script, answer, error, running, wait_until
 
 SCRIPTS = {
     "smalltalk": Script(tuple(answer(["Fine", ", ", "thanks", "."])), 0.005),
@@ -169,7 +169,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(server):
     os.kill(terminal.pid, signal.SIGINT)
     terminal.expect("stopped")
     terminal.expect("> ")
-    assert server.gone == ["slow"]
+    wait_until(lambda: server.gone == ["slow"], "the server to notice")
 
     terminal.type("/model smalltalk\n")
     terminal.expect("smalltalk answers from now on")
