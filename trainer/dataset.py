@@ -13,6 +13,7 @@ from trainer.config import DataConfig
 from trainer.conversation import Conversation, is_well_formed
 from trainer.dedup import Groups, duplicates_to_remove, near_duplicates
 from trainer.errors import DataError
+from trainer.progress import Bar, Reporter
 from trainer.record import MaskedSample, SourceCounts
 from trainer.sources import ChosenRows, choose_rows
 from trainer.split import held_out, spread
@@ -50,7 +51,9 @@ class PreparedData:
     warnings: tuple[str, ...]
 
 
-def prepare(config: DataConfig, template: ChatTemplate, max_tokens: int) -> PreparedData:
+def prepare(
+    config: DataConfig, template: ChatTemplate, max_tokens: int, reporter: Reporter
+) -> PreparedData:
     """Read, choose, clean, tokenise and split the data.
 
     max_tokens: longest row. Raises DataError if a source cannot be used or if nothing is left of it.
@@ -59,7 +62,8 @@ def prepare(config: DataConfig, template: ChatTemplate, max_tokens: int) -> Prep
     conversations = [row for source in chosen for row in source.conversations]
     tally = _Tally()
     conversations, groups = _without_duplicates(conversations, config, tally)
-    rows, rows_groups = _tokenised(conversations, groups, template, config, max_tokens, tally)
+    bar = reporter.bar("Tokenising", len(conversations))
+    rows, rows_groups = _tokenised(conversations, groups, template, config, max_tokens, tally, bar)
     test_rows = held_out(
         rows_groups, [row.source for row in rows], config.test_fraction, config.seed
     )
@@ -132,9 +136,11 @@ def _tokenised(
     config: DataConfig,
     max_tokens: int,
     tally: _Tally,
+    bar: Bar,
 ) -> tuple[list[Row], list[int]]:
     rows, rows_groups = [], []
     for conversation, group in zip(conversations, groups, strict=True):
+        bar.advance()
         if template.holds_control_tokens(conversation.messages):
             tally.rejected[conversation.source] += 1
             continue

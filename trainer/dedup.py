@@ -8,13 +8,21 @@ It knows nothing about conversations or tokens.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
-WORDS_PER_SHINGLE = 3
+import numpy as np
+from numpy.typing import NDArray
 
-Shingles = frozenset[tuple[str, ...]]
+WORD = re.compile(r"[^\W_]+")  # letters and digits of any script
+WORD_BITS = (
+    21  # three words fit into 63 bits; beyond two million different words some share a number
+)
+
+EPSILON = 1e-9  # for comparisons of sizes with shares of sizes
+
+Shingles = NDArray[np.int64]  # (size,), ascending
 
 
 def normalise(text: str) -> str:
@@ -23,22 +31,30 @@ def normalise(text: str) -> str:
     A text without any letter or digit is kept as it is, but for its spacing.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(letter if letter.isalnum() else " " for letter in folded).split()
-    return " ".join(words or folded.split())
+    return " ".join(WORD.findall(folded) or folded.split())
 
 
-def shingles(normalised: str) -> Shingles:
-    """The set of word triples; of a text of fewer words, the text as one element."""
-    words = normalised.split(" ")
-    if len(words) < WORDS_PER_SHINGLE:
-        return frozenset([tuple(words)])
-    last = len(words) - WORDS_PER_SHINGLE + 1
-    return frozenset(tuple(words[i : i + WORDS_PER_SHINGLE]) for i in range(last))
+def _shingle_sets(texts: Sequence[str]) -> list[Shingles]:
+    """The set of word triples of each normalised text, as numbers; of a text of fewer words, the text as one element.
+
+    The numbers are ranks by rarity over all texts: the smaller, the rarer.
+    """
+    numbers: dict[str, int] = {}
+    encoded = []
+    for text in texts:
+        words = [numbers.setdefault(word, len(numbers) + 1) for word in text.split(" ")]
+        words += [0] * (3 - len(words))
+        ids = np.array(words, dtype=np.int64) % (1 << WORD_BITS)
+        encoded.append(np.unique((ids[:-2] << 2 * WORD_BITS) | (ids[1:-1] << WORD_BITS) | ids[2:]))
+    values, counts = np.unique(np.concatenate(encoded), return_counts=True)
+    ranks = np.empty(len(values), dtype=np.int64)
+    ranks[np.lexsort((values, counts))] = np.arange(len(values))
+    return [np.sort(ranks[np.searchsorted(values, items)]) for items in encoded]
 
 
-def jaccard(left: Shingles, right: Shingles) -> float:
+def _jaccard(left: Shingles, right: Shingles) -> float:
     """Size of the intersection over size of the union."""
-    shared = len(left & right)
+    shared = len(np.intersect1d(left, right, assume_unique=True))
     return shared / (len(left) + len(right) - shared)
 
 
@@ -67,6 +83,8 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[in
     Texts equal after normalisation are linked to the first of them only, and similarity is found between such
     firsts; every pair at or over `threshold` is therefore linked directly or through equal texts.
     """
+    if not texts:
+        return
     firsts: dict[str, int] = {}
     for index, text in enumerate(texts):
         key = normalise(text)
@@ -75,27 +93,25 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[in
         else:
             firsts[key] = index
     originals = list(firsts.values())
-    for left, right in _similar([shingles(key) for key in firsts], threshold):
+    for left, right in _similar(_shingle_sets(list(firsts)), threshold):
         yield originals[left], originals[right]
 
 
 def _similar(sets: Sequence[Shingles], threshold: float) -> Iterator[tuple[int, int]]:
-    """All pairs (i, j), i < j, with jaccard(sets[i], sets[j]) >= threshold."""
-    frequency = Counter(element for items in sets for element in items)
-    postings: dict[tuple[str, ...], list[int]] = {}
+    """All pairs (i, j), i < j, of ranked sets with a Jaccard similarity at or over the threshold."""
+    postings: dict[int, list[int]] = {}
     for right, items in enumerate(sets):
         size = len(items)
-        # Rarest first. |A & B| >= ceil(t * |A|) for a similar B, so B holds one of the first |A| - ceil(t |A|) + 1.
-        needed = math.ceil(threshold * size - 1e-9)
-        prefix = sorted(items, key=lambda element: (frequency[element], element))[
-            : size - needed + 1
-        ]
+        # |A & B| >= ceil(t * |A|) for a similar B, so B holds one of A's |A| - ceil(t |A|) + 1 rarest, and the rarest
+        # that they share is among B's own such.
+        needed = math.ceil(threshold * size - EPSILON)
+        prefix = items[: size - needed + 1].tolist()
         candidates = {left for element in prefix for left in postings.get(element, ())}
         for left in sorted(candidates):
             smaller, larger = sorted((len(sets[left]), size))
-            if smaller >= threshold * larger - 1e-9 and (
-                jaccard(sets[left], items) >= threshold - 1e-9
-            ):
+            if smaller < threshold * larger - EPSILON:
+                continue
+            if _jaccard(sets[left], items) >= threshold - EPSILON:
                 yield left, right
         for element in prefix:
             postings.setdefault(element, []).append(right)

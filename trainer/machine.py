@@ -41,7 +41,7 @@ def this_machine() -> Machine:
     """The first CUDA GPU that torch can use, else the CPU."""
     if torch.cuda.is_available():
         return Machine("cuda", torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0))
-    return Machine("cpu", f"CPU, {torch.get_num_threads()} threads")
+    return Machine("cpu", f"CPU ({torch.get_num_threads()} threads)")
 
 
 def compute_dtype(asked: str, machine: Machine) -> DType:
@@ -77,7 +77,9 @@ class MemoryMeter:
 
     def read(self) -> Memory:
         """The figures so far."""
-        return Memory(self._machine.name, self._peak(), self._start, self._total())
+        # The kernel brings the peak up to date less often than the present figure.
+        peak = max(self._peak(), self._start)
+        return Memory(self._machine.name, peak, self._start, self._total())
 
     def _now(self) -> float:
         if self._machine.has_cuda:

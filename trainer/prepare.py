@@ -14,7 +14,7 @@ from trainer.template import ChatTemplate, template_text
 def prepare_data(recipe: Recipe, reporter: Reporter) -> tuple[ChatTemplate, PreparedData]:
     """Load the template and prepare the data, passing warnings on. Raises ConfigError and DataError."""
     template = load_template(recipe)
-    data = prepare(recipe.data, template, recipe.model.max_seq_length)
+    data = prepare(recipe.data, template, recipe.model.max_seq_length, reporter)
     for warning in data.warnings:
         reporter.warn(warning)
     reporter.say(f"{len(data.train)} rows to train on, {len(data.test)} held out")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config import Recipe
 from trainer.environment import hush_libraries, prepare_environment, versions
 from trainer.errors import TrainingError
+from trainer.hub import commit_of
 from trainer.progress import Reporter, Silent
 from trainer.recipe_file import dump_recipe
 from trainer.record import BaseModel, HistoryPoint, RunRecord, SourceLoss
@@ -41,7 +42,7 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult:
     """Train, evaluate, save, report and publish.
 
     Writes OUTPUT/adapter, OUTPUT/report and OUTPUT/recipe.yaml. Raises ConfigError or DataError before the first
-    step, TrainingError if the losses are not numbers, and PublishError from publishing.
+    step, TrainingError if the losses are not numbers, memory does not suffice or publishing fails.
     """
     began, started = time.monotonic(), datetime.now(UTC)
     say = reporter or Silent()
@@ -49,7 +50,9 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult:
     check_request(request)
     prepare_environment(needs_hub=needs_hub(recipe))
 
-    from trainer.backends.select import select_backend  # noqa: PLC0415 (after the environment is set)
+    import torch  # noqa: PLC0415 (after the environment is set)
+
+    from trainer.backends.select import select_backend  # noqa: PLC0415
     from trainer.machine import MemoryMeter, this_machine  # noqa: PLC0415
 
     machine = this_machine()
@@ -70,9 +73,16 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult:
     loaded = backend.load(recipe, machine)
     memory.mark_start()
     stop_token_ids = template.stop_token_ids(loaded.model.generation_config.eos_token_id)
-    fitted, losses, answers = _train_and_judge(
-        recipe, machine, backend, loaded, template, data, stop_token_ids, request.output, say
-    )
+    try:
+        fitted, losses, answers = _train_and_judge(
+            recipe, machine, backend, loaded, template, data, stop_token_ids, request.output, say
+        )
+    except torch.cuda.OutOfMemoryError as error:
+        raise TrainingError(
+            f"The memory of {machine.name} ({memory.read().total_gb:.0f} GB) does not suffice. Lower "
+            "training.per_device_train_batch_size and raise training.gradient_accumulation_steps by the same factor, "
+            "or lower model.max_seq_length."
+        ) from error
     trainable, parameters = loaded.model.get_nb_trainable_parameters()
     adapter = request.output / "adapter"
     _save(loaded, template, adapter)
@@ -186,10 +196,13 @@ def _base(recipe: Recipe, loaded: LoadedModel) -> BaseModel:
         from trainer.weights import weights_digest  # noqa: PLC0415
 
         digest = weights_digest(loaded.float_folder)
-    is_swapped = loaded.trained_on_id != recipe.model.base
+    revision = loaded.trained_on_revision
+    if loaded.trained_on_id != recipe.base_id:  # trained on a copy; the adapter names the original
+        asked = recipe.model.revision if recipe.model.base_id is None else None
+        revision = commit_of("model", recipe.base_id, asked)
     return BaseModel(
         id=recipe.base_id,
-        revision=recipe.model.revision if is_swapped else loaded.trained_on_revision,
+        revision=revision,
         architecture=loaded.architecture,
         weights_digest=digest,
         trained_on_id=loaded.trained_on_id,
@@ -232,7 +245,7 @@ def summary(record: RunRecord) -> str:
     lines = [
         f"{record.steps} steps in {record.train_seconds:.0f} s, {record.tokens_per_second:,.0f} tokens/s; "
         f"train loss {record.final_train_loss:.3f}; peak memory {record.memory.peak_reserved_gb:.2f} GB "
-        f"({record.memory.peak_share:.0%} of {record.memory.device})"
+        f"({record.memory.peak_share:.0%} of this machine's)"
     ]
     lines += [
         f"held-out loss, {loss.source}: {loss.base:.3f} -> {loss.tuned:.3f} "

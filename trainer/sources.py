@@ -16,6 +16,7 @@ from typing import Any
 from trainer.config import SourceConfig
 from trainer.conversation import Conversation, to_conversation
 from trainer.errors import DataError
+from trainer.hub import commit_of
 
 FILE_KINDS = (".jsonl", ".json", ".parquet")
 
@@ -122,8 +123,6 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 def _read_hub(source: SourceConfig) -> tuple[Any, str | None]:
     from datasets import load_dataset  # noqa: PLC0415 (seconds to import)
-    from huggingface_hub import HfApi  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled  # noqa: PLC0415
 
     try:
         rows = load_dataset(source.location, split=source.split, revision=source.revision)
@@ -134,8 +133,4 @@ def _read_hub(source: SourceConfig) -> tuple[Any, str | None]:
             f"Source {source.name}: the data set {source.location} could not be read: {reason} Is the id right, "
             "and is the hub within reach? A local .jsonl, .json or .parquet file works as a location too."
         ) from error
-    try:
-        revision = HfApi().dataset_info(source.location, revision=source.revision).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        revision = source.revision  # read from the cache; the commit cannot be asked for
-    return rows, revision
+    return rows, commit_of("dataset", source.location, source.revision)

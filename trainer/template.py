@@ -42,7 +42,7 @@ class Encoded:
     @property
     def trained_tokens(self) -> int:
         """Tokens with loss."""
-        return sum(label != IGNORED for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORED)
 
     def cut(self, max_tokens: int) -> Encoded | None:
         """The conversation up to its last answer that ends within `max_tokens`; None if there is none."""

@@ -15,14 +15,9 @@ from tests.trainer.recipes import conversations, write_jsonl
 from trainer.config import DataConfig, SourceConfig
 from trainer.conversation import to_conversation
 from trainer.dataset import PreparedData, curve_rows, prepare
-from trainer.dedup import (
-    duplicates_to_remove,
-    jaccard,
-    near_duplicates,
-    normalise,
-    shingles,
-)
+from trainer.dedup import duplicates_to_remove, near_duplicates, normalise
 from trainer.errors import DataError
+from trainer.progress import Silent
 from trainer.sources import choose_rows
 from trainer.split import held_out, spread
 from trainer.template import ChatTemplate
@@ -33,6 +28,15 @@ THRESHOLD = 0.8
 def source(location: Path | str = "x.jsonl", **settings: Any) -> SourceConfig:
     values = {"name": "chats", "kind": "sharegpt", "location": str(location)}
     return SourceConfig.model_validate(values | settings)
+
+
+def shingles(normalised: str) -> set[tuple[str, ...]]:
+    words = normalised.split(" ")
+    return {tuple(words[i : i + 3]) for i in range(max(len(words) - 2, 1))}
+
+
+def jaccard(left: set[Any], right: set[Any]) -> float:
+    return len(left & right) / len(left | right)
 
 
 def similar(left: str, right: str) -> bool:
@@ -157,7 +161,7 @@ def test_instruction_rows() -> None:
         {"role": "user", "content": "Add.\n\n1 and 1"},
         {"role": "assistant", "content": "2"},
     )
-    with pytest.raises(DataError, match="it has conversations. Is the kind right"):
+    with pytest.raises(DataError, match=r"it has conversations\. Is the kind right"):
         to_conversation({"conversations": []}, 0, kind)
 
 
@@ -232,6 +236,7 @@ def prepare_rows(tmp_path: Path, *row_lists: list[dict[str, Any]], **config: Any
         DataConfig.model_validate({"sources": sources, "test_fraction": 0.2, **config}),
         ChatTemplate(tokenizer, tokenizer.chat_template),
         max_tokens,
+        Silent(),
     )
 
 

@@ -94,8 +94,8 @@ class UnslothBackend:
         )
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """Checkpointing is the model's own business here; these keep the trainer from adding its own."""
-        return {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+        """None: unsloth sets its own checkpointing up again when training starts."""
+        return {}
 
     def logits(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor
