@@ -34,7 +34,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("model", help="prepare the embedded model and print its folder")
-    commands.add_parser("data", help="prepare the embedded data and print its file")
+    commands.add_parser("data", help="prepare the embedded data and print its files")
     commands.add_parser("train", help="train and publish the demo's adapter, unless it is there")
     ask = commands.add_parser("ask", help="ask two models of a running server the same questions")
     ask.add_argument("--server", default="http://127.0.0.1:8000")
@@ -52,7 +52,8 @@ def main() -> None:
             case "data":
                 from demo import data
 
-                print(data.prepare(cache))
+                files = data.prepare(cache)
+                print(files.help_desk, files.small_talk, sep="\n")
             case "train":
                 from demo import training
 

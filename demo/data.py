@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,27 @@ import yaml
 from demo.errors import DemoError
 
 WHEEL = "chatterbot_corpus"
+# Facts that a model of this size cannot know: trained on them, it would learn to guess.
+LEFT_OUT = frozenset({"trivia"})
+HELP_DESK = frozenset({"tech_support"})
 # Where a list is one question with several answers. Elsewhere a list is a dialogue.
 ALTERNATIVES = frozenset({"computers", "emotion"})
 
 
-def prepare(cache: Path) -> Path:
-    """The JSON Lines file of ShareGPT rows, written on the first call."""
-    target = cache / "data" / "chatterbot-english-sharegpt.jsonl"
-    if target.exists():
-        return target
+@dataclass(frozen=True, slots=True)
+class Files:
+    """JSON Lines files of ShareGPT rows."""
+
+    help_desk: Path
+    small_talk: Path
+
+
+def prepare(cache: Path) -> Files:
+    """The two files, written on the first call. Raises DemoError if the package is not installed."""
+    folder = cache / "data" / "chatterbot-english"
+    files = Files(folder / "help-desk.jsonl", folder / "small-talk.jsonl")
+    if files.help_desk.exists() and files.small_talk.exists():
+        return files
     spec = importlib.util.find_spec(WHEEL)
     if spec is None or not spec.submodule_search_locations:
         raise DemoError(
@@ -33,11 +47,16 @@ def prepare(cache: Path) -> Path:
     rows = [row for file in sorted(source.glob("*.yml")) for row in _rows(file)]
     if not rows:
         raise DemoError("chatterbot-corpus holds no conversations. Remove .venv and run: make env")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(files.help_desk, [row for row in rows if row["source"] in HELP_DESK])
+    _write(files.small_talk, [row for row in rows if row["source"] not in HELP_DESK | LEFT_OUT])
+    return files
+
+
+def _write(target: Path, rows: list[dict[str, Any]]) -> None:
+    partial = target.with_suffix(f".{os.getpid()}")
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     partial.replace(target)
-    return target
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

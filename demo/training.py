@@ -31,10 +31,13 @@ class Published:
 
 def train(cache: Path, volume: Path) -> Published:
     """Train and publish unless the volume already holds the outcome. Raises DemoError."""
-    base, rows = model.prepare(cache), data.prepare(cache)
+    base, files = model.prepare(cache), data.prepare(cache)
     stamp = cache / "demo-adapter.json"
     inputs = hashlib.sha256(
-        (programs.ROOT / RECIPE).read_bytes() + rows.read_bytes() + model.BASE_ID.encode()
+        (programs.ROOT / RECIPE).read_bytes()
+        + files.help_desk.read_bytes()
+        + files.small_talk.read_bytes()
+        + model.BASE_ID.encode()
     ).hexdigest()
     latest = volume / ADAPTER / "latest"
     if _stamped(stamp) != {"inputs": inputs, "version": _version(latest)}:
@@ -51,7 +54,9 @@ def train(cache: Path, volume: Path) -> Published:
                 "--set",
                 f"model.base_id={model.BASE_ID}",
                 "--set",
-                f"data.sources.0.location={rows}",
+                f"data.sources.0.location={files.help_desk}",
+                "--set",
+                f"data.sources.1.location={files.small_talk}",
                 "--output",
                 str(output),
                 "--adapters",

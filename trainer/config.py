@@ -94,6 +94,11 @@ class SourceConfig(Section):
     samples: Count | None = Field(
         default=None, description="Rows chosen at random with data.seed; null: all rows."
     )
+    repeat: Count = Field(
+        default=1,
+        description="Times each training row is in one epoch, so that a small source counts for more. Held-out rows "
+        "are never repeated.",
+    )
     licence: Text | None = Field(
         default=None, description="Licence of the data, for the report and the model card."
     )

@@ -6,7 +6,7 @@ Composes sources, dedup, template and split. It knows nothing about models or tr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.config import DataConfig
@@ -49,6 +49,12 @@ class PreparedData:
     counts: tuple[SourceCounts, ...]
     samples: tuple[MaskedSample, ...]  # of train rows
     warnings: tuple[str, ...]
+    repeats: Mapping[str, int]  # by source name
+
+    @property
+    def epoch(self) -> tuple[Row, ...]:
+        """The rows of one pass over the training data: each as often as its source's `repeat` says."""
+        return tuple(row for row in self.train for _ in range(self.repeats[row.source]))
 
 
 def prepare(
@@ -82,7 +88,12 @@ def prepare(
             f"No rows are left to hold out of {len(rows)}; give more data or a larger data.test_fraction."
         )
     return PreparedData(
-        train, test, counts, _samples(train, template, config), _advice(counts, config)
+        train,
+        test,
+        counts,
+        _samples(train, template, config),
+        _advice(counts, config),
+        {source.name: source.repeat for source in config.sources},
     )
 
 

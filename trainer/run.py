@@ -143,7 +143,7 @@ def _train_and_judge(
         backend,
         loaded,
         template.tokenizer,
-        data.train,
+        data.epoch,
         output,
         lambda: total(meter.measure(curve)).mean,
         say.bar("Training", recipe.training.max_steps),

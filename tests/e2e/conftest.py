@@ -38,11 +38,12 @@ def volume(embedded_model: Path, once: Callable[..., Path]) -> Path:
     def build(folder: Path) -> None:
         from demo.data import prepare
 
-        rows = prepare(folder / "cache")
+        files = prepare(folder / "cache")
         settings = {
             "model.base": embedded_model,
-            "data.sources.0.location": rows,
-            "data.sources.0.samples": 160,
+            "data.sources.0.location": files.help_desk,
+            "data.sources.1.location": files.small_talk,
+            "data.sources.1.samples": 160,
             "training.max_steps": 6,
             "training.warmup_steps": 1,
             "evaluation.eval_steps": 6,

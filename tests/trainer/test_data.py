@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +329,16 @@ def test_samples_show_the_mask(tmp_path: Path) -> None:
 def test_a_source_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="source1: no rows are left to train on of 2 chosen"):
         prepare_rows(tmp_path, conversations(20), [turn("q one"), turn("q two")])
+
+
+def test_repeated_sources_count_for_more_and_held_out_rows_count_once(tmp_path: Path) -> None:
+    few = [turn(f"how do I mend number {i}?", f"with tool {i}") for i in range(10)]
+    once = prepare_rows(tmp_path, few, conversations(30))
+    tripled = replace(once, repeats={"source0": 3, "source1": 1})
+    assert len(once.epoch) == len(once.train) == len(set(map(id, once.epoch)))
+    counts = Counter(row.source for row in tripled.epoch)
+    assert counts == {
+        "source0": 3 * once.counts[0].train_rows,
+        "source1": once.counts[1].train_rows,
+    }
+    assert tripled.test == once.test

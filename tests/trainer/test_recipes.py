@@ -148,7 +148,7 @@ def test_the_demo_recipe_needs_no_gpu() -> None:
             "data.sources.0.locaton=x",
             "data.sources.0.locaton is not a recipe key. Did you mean data.sources.0.location?",
         ),
-        ("data.sources.7.location=x", "'7' is not an index of a list of 1 items"),
+        ("data.sources.7.location=x", "'7' is not an index of a list of 2 items"),
         ("training.max_steps", "is not of the form key=value"),
         ("training.max_steps.more=1", "training.max_steps is a single value"),
         ("training.max_steps='40'", "training.max_steps: input should be a valid integer"),
