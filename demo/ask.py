@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,10 +42,14 @@ async def ask_both(
 ) -> list[list[str]]:
     """Print every question with the models' answers; return the answers, by question.
 
+    LORACHAT_API_KEY is sent where it is set.
     Raises DemoError if the server cannot be reached or refuses.
     """
     answers = []
-    async with httpx.AsyncClient(base_url=server, timeout=httpx.Timeout(600, connect=10)) as http:
+    key = os.environ.get("LORACHAT_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = httpx.Timeout(600, connect=10)
+    async with httpx.AsyncClient(base_url=server, timeout=timeout, headers=headers) as http:
         for question in questions:
             columns = [Column(model) for model in models]
             # On a terminal the table is redrawn as tokens arrive; into a file it is written once.

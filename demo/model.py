@@ -45,6 +45,7 @@ def prepare(cache: Path) -> Path:
     if (folder / "config.json").exists():
         return folder
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch  # noqa: PLC0415 (seconds to import; not needed when the folder is there)
     from transformers import (  # noqa: PLC0415
         AutoModelForCausalLM,

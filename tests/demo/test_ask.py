@@ -29,3 +29,13 @@ def test_a_refusal_and_a_server_that_is_away_are_sentences() -> None:
             asyncio.run(ask_both(url, ("base", "nobody"), console, ["x"]))
     with pytest.raises(DemoError, match="does not answer"):
         asyncio.run(ask_both(url, ("base", "base"), console, ["x"]))
+
+
+def test_the_key_of_the_environment_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO())
+    with running(api_keys=["k1"]) as server:
+        url = str(server.http.base_url)
+        with pytest.raises(DemoError, match="No valid API key"):
+            asyncio.run(ask_both(url, ("base",), console, ["x"]))
+        monkeypatch.setenv("LORACHAT_API_KEY", "k1")
+        assert asyncio.run(ask_both(url, ("base",), console, ["x"])) == [["x"]]
