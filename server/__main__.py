@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -110,6 +111,9 @@ def _serve(settings: Settings) -> int:
     def stop_server() -> None:
         server.should_exit = True
 
+    # uvicorn raises the signal that stopped it once more at its end; a clean stop is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     server.run()
     return 1 if service.failure is not None else 0
 

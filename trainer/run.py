@@ -71,6 +71,7 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult:
     warnings += data.warnings
     say.say(f"Loading the base model ({backend.name} on {machine.name})")
     loaded = backend.load(recipe, machine)
+    base = _base(recipe, loaded)  # before the training: what it finds wrong must not cost a run
     memory.mark_start()
     stop_token_ids = template.stop_token_ids(loaded.model.generation_config.eos_token_id)
     try:
@@ -98,7 +99,7 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult:
         train_tokens_seen=fitted.tokens_seen,
         tokens_per_second=fitted.tokens_seen / fitted.seconds if fitted.seconds else 0.0,
         final_train_loss=_final_train_loss(fitted.history),
-        base=_base(recipe, loaded),
+        base=base,
         memory=memory.read(),
         trainable_parameters=trainable,
         total_parameters=parameters,

@@ -61,7 +61,7 @@ def test_the_official_client_streams_from_base_and_adapter(client: openai.OpenAI
 
 def test_the_clients_stream_helper_works(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
-        model="base", messages=[{"role": "user", "content": "Hi"}], max_tokens=5, n=2, seed=1
+        model=NAME, messages=[{"role": "user", "content": "Hi"}], n=2, temperature=0, stop=["."]
     ) as stream:
         for _ in stream:
             pass
