@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,8 @@ def main() -> None:
     run = commands.add_parser("run", help="the whole job: train, serve, compare, chat")
     run.add_argument("--oneshot", action="store_true", help="exit after the comparison")
     arguments = parser.parse_args()
+    # A plain SIGTERM would leave the server and the client behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cache, volume = arguments.cache.absolute(), arguments.adapters.absolute()
     try:
         match arguments.command:
@@ -104,10 +107,13 @@ def _run(cache: Path, volume: Path, *, oneshot: bool) -> None:
         _say(f"chat    {client_url}")
         _say(f"API     {server_url}/v1/chat/completions")
         _say("Ctrl-C ends both.")
-        while True:
-            time.sleep(1)
-            server.check()
-            client.check()
+        try:
+            while True:
+                time.sleep(1)
+                server.check()
+                client.check()
+        except KeyboardInterrupt:  # the way it is meant to end
+            print()
 
 
 def _ask(server: str, adapter: str) -> None:

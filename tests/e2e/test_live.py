@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.conftest import NAME, LiveServer
+from tests.e2e.conftest import NAME, LiveServer, python
 
 pytestmark = pytest.mark.model
 
@@ -210,3 +210,17 @@ def test_probes_answer_and_the_log_holds_no_text_of_users(
     assert "outcome=finished" in log
     assert "secret" not in log
     assert os.fspath(Path.home()) not in httpx.get(f"{server.url}/v1/models").text
+
+
+def test_every_program_call_of_the_documents_is_understood() -> None:
+    calls = set()
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        pattern = r"python -m (trainer|server|client|demo)\b((?: [a-z]+\b)?)([^`\n#]*)"
+        calls |= set(re.findall(pattern, document.read_text("utf-8")))
+    assert len(calls) >= 5
+    for program, command, rest in calls:
+        arguments = [program, *command.split(), "--help"]
+        shown = python(*arguments)
+        assert shown.returncode == 0, arguments
+        for flag in re.findall(r"--[a-z][a-z-]+", rest):
+            assert flag in shown.stdout, (arguments, flag)
