@@ -75,7 +75,9 @@ def _serve(settings: Settings) -> int:
     # The library would cut every stream at SIGTERM; here running answers have drain_seconds to finish.
     AppStatus.enable_automatic_graceful_drain = False
     service = Service(
-        max_choices=settings.max_choices, keepalive_seconds=settings.keepalive_seconds
+        # More choices than ever fit would be told to come back, for ever.
+        max_choices=min(settings.max_choices, settings.max_running + settings.max_waiting),
+        keepalive_seconds=settings.keepalive_seconds,
     )
     stopping = threading.Event()
 

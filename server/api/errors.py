@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from server.errors import (
     AuthenticationError,
@@ -22,6 +23,9 @@ from server.errors import (
 )
 
 log = logging.getLogger("lorachat.api")
+
+# For a caller who has gone before the answer: nobody is there to read it.
+CLIENT_CLOSED_REQUEST = 499
 
 # exception -> (status, OpenAI's type, code); the first match counts, so subclasses stand first
 _TABLE: tuple[tuple[type[ServerError], int, str, str | None], ...] = (
@@ -80,6 +84,10 @@ def install(app: FastAPI) -> None:
         body = _body(message, "invalid_request_error", None, None)
         return JSONResponse(body, error.status_code, error.headers)
 
+    async def gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
     app.add_exception_handler(ServerError, ours)
+    app.add_exception_handler(ClientDisconnect, gone)  # in the middle of its body
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(Exception, ours)

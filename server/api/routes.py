@@ -11,6 +11,7 @@ from contextlib import suppress
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from server.api.errors import CLIENT_CLOSED_REQUEST
 from server.api.schemas import ChatCompletion, ModelBody, ModelList, parse_chat_request
 from server.api.service import Service
 from server.api.sse import Answer, ChatStream, completion
@@ -99,7 +100,7 @@ def make_router(service: Service) -> APIRouter:
             return ChatStream(
                 generation,
                 answer,
-                include_usage=options is not None and options.include_usage,
+                include_usage=options is not None and bool(options.include_usage),
                 keepalive_seconds=service.keepalive_seconds,
                 headers=headers,
                 on_end=lambda: _log(answer, generation, begun),
@@ -110,7 +111,7 @@ def make_router(service: Service) -> APIRouter:
             generation.cancel()
             _log(answer, generation, begun)
         if body is None:
-            return Response(status_code=499)  # nobody is there to read it
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         return JSONResponse(body.model_dump(), headers=headers)
 
     return router
@@ -142,13 +143,16 @@ def _log(answer: Answer, generation: Generation, begun: float) -> None:
     """One line per request; never its text."""
     now = time.perf_counter()
     first = answer.first_token_at
+    outcome = "finished" if generation.is_finished else "cancelled"
+    if answer.has_failed:
+        outcome = "failed"
     log.info(
         "%s model=%s prompt_tokens=%d completion_tokens=%d outcome=%s seconds=%.3f first_token_seconds=%s",
         answer.id,
         answer.model,
         answer.prompt_tokens,
         answer.completion_tokens,
-        "finished" if generation.is_finished else "cancelled",
+        outcome,
         now - begun,
         f"{first - begun:.3f}" if first is not None else "-",
     )

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from server.errors import InvalidRequestError, UnsupportedParameterError
 from server.types import Message
@@ -39,6 +46,15 @@ NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "verbosity": (None,),
     "web_search_options": (None,),
 }
+# The same for a message. Clients send an answer of ours back as they got it, nulls and all.
+NOT_HONOURED_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "name": (None,),
+    "refusal": (None,),
+    "tool_calls": (None, []),
+}
 # Labels: they name a request for its sender's own purposes.
 LABELS = ("metadata", "prompt_cache_key", "safety_identifier", "user")
 
@@ -58,6 +74,17 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {
+            name: value
+            for name, value in fields.items()
+            if not _asks_for_nothing(NOT_HONOURED_IN_MESSAGES, name, value)
+        }
+
     def to_message(self) -> Message:
         content = self.content
         text = content if isinstance(content, str) else "".join(part.text for part in content)
@@ -66,10 +93,11 @@ class ChatMessage(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    include_usage: bool = False
+    model_config = ConfigDict(extra="forbid", strict=True)
+    include_usage: bool | None = None
 
 
+TokenLimit = Annotated[int, Field(ge=1, lt=2**63)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
@@ -82,8 +110,8 @@ class ChatRequest(BaseModel):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
@@ -110,8 +138,7 @@ def parse_chat_request(body: bytes) -> ChatRequest:
             f"The body is not a JSON object: {error.errors()[0]['msg']}."
         ) from None
     for name in NOT_HONOURED.keys() & fields.keys():
-        value = fields.pop(name)
-        if not any(_same(value, harmless) for harmless in NOT_HONOURED[name]):
+        if not _asks_for_nothing(NOT_HONOURED, name, fields.pop(name)):
             raise UnsupportedParameterError(name)
     for name in LABELS:
         fields.pop(name, None)
@@ -138,19 +165,25 @@ class _JsonObject(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-def _same(value: object, harmless: object) -> bool:
+def _asks_for_nothing(table: dict[str, tuple[Any, ...]], name: str, value: object) -> bool:
     # 0.0 asks for as little as 0 does; False is not 0, though Python says so.
-    return value == harmless and isinstance(value, bool) == isinstance(harmless, bool)
+    return any(
+        value == harmless and isinstance(value, bool) == isinstance(harmless, bool)
+        for harmless in table.get(name, ())
+    )
 
 
 def _field_error(error: ValidationError) -> InvalidRequestError:
     details = error.errors()
     # A union reports one entry per member. Those of the wrong type say least; the deepest says most.
     detail = max(details, key=lambda d: (d["type"] not in _WRONG_MEMBER, len(d["loc"])))
-    path = [str(part) for part in detail["loc"] if part not in _UNION_MEMBERS]
-    name = ".".join(path)
+    *outer, last = detail["loc"]
+    path = [str(part) for part in outer if part not in _UNION_MEMBERS]
     if detail["type"] == "extra_forbidden":
-        return UnsupportedParameterError(name)
+        return UnsupportedParameterError(".".join([*path, str(last)]))
+    if last not in _UNION_MEMBERS:
+        path.append(str(last))
+    name = ".".join(path)
     if detail["type"] == "missing":
         return InvalidRequestError(f"'{name}' is required.", param=name)
     given = detail["input"]

@@ -38,9 +38,13 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
     completion_tokens: int = 0
     first_token_at: float | None = None  # time.perf_counter()
+    has_failed: bool = False
 
     def observe(self, event: Event) -> None:
-        if self.first_token_at is None and not isinstance(event, Failed):
+        if isinstance(event, Failed):
+            self.has_failed = True
+            return
+        if self.first_token_at is None:
             self.first_token_at = time.perf_counter()
         if isinstance(event, Finished):
             self.completion_tokens += event.completion_tokens

@@ -20,6 +20,7 @@ from server.errors import (
     ContextLengthError,
     EngineDeadError,
     EngineError,
+    InvalidRequestError,
     OverloadedError,
     UnavailableError,
 )
@@ -135,7 +136,8 @@ class Engine:
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request; must be called on the event loop that will read its events.
 
-        Raises ContextLengthError, OverloadedError, UnavailableError or EngineDeadError, and then nothing was queued.
+        Raises InvalidRequestError (ContextLengthError among them), OverloadedError, UnavailableError or
+        EngineDeadError, and then nothing was queued.
         """
         self._check_length(request)
         key = f"{request.id}#{next(self._keys)}"  # callers choose request.id, so it may repeat
@@ -178,9 +180,12 @@ class Engine:
 
     def _check_length(self, request: GenerationRequest) -> None:
         prompt, answer = len(request.prompt_ids), request.params.max_tokens
+        # A template may render nothing, and without a token there is nothing to go on from.
+        if prompt == 0:
+            raise InvalidRequestError("The messages come to an empty prompt.", param="messages")
         limit = min(self._max_context, self._limits.cache_tokens)
         if prompt + answer > limit:
-            raise ContextLengthError(limit, prompt, answer)
+            raise ContextLengthError(limit, prompt, answer if prompt < limit else None)
 
     # --- from here on: the engine's thread ---
 
@@ -219,15 +224,15 @@ class Engine:
                 self._wake.wait()
             messages = list(self._inbox)
             self._inbox.clear()
+            # All are known before anything is done: whatever fails from here on, they are told.
+            for message in messages:
+                if isinstance(message, _Add):
+                    self._generations[message.key] = message.generation
             if self._stopping:
-                for message in messages:
-                    if isinstance(message, _Add):
-                        self._generations[message.key] = message.generation
                 return False
         for message in messages:
             match message:
-                case _Add(generation, key, sequences):
-                    self._generations[key] = generation
+                case _Add(sequences=sequences):
                     for sequence in sequences:
                         self._scheduler.add(sequence)
                 case _Cancel(key):
@@ -262,7 +267,7 @@ class Engine:
 
     def _end_request(self, key: str) -> Generation | None:
         """Take a request out, wherever it is. None if it had ended already."""
-        generation = self._generations.pop(key, None)
+        generation = self._generations.get(key)
         if generation is None:
             return None
         removed = self._scheduler.remove(key)
@@ -271,6 +276,8 @@ class Engine:
                 self._runner.release(sequence.slot)
         with self._wake:
             self._unfinished -= len(removed)
+        # Last, so that a request is still told of its end if releasing its slots fails.
+        del self._generations[key]
         return generation
 
     def _fail_rows(self, batch: Batch, error: Exception) -> None:

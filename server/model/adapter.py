@@ -26,6 +26,9 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 HONOURED = frozenset({"peft_type", "r", "lora_alpha", "use_rslora", "target_modules"})
+# Ways to begin that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change its weights,
+# so that the adapter fits a base that is not ours.
+HARMLESS_INITS = (True, "gaussian", "orthogonal", "eva", "mica")
 # Without any effect on a trained adapter's output. Any other key must be empty, false or absent.
 WITHOUT_EFFECT = frozenset(
     {
@@ -34,7 +37,6 @@ WITHOUT_EFFECT = frozenset(
         "eva_config",
         "exclude_modules",
         "inference_mode",
-        "init_lora_weights",
         "loftq_config",
         "lora_dropout",
         "lora_ga_config",
@@ -90,6 +92,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             or name in WITHOUT_EFFECT
             or not value
             or (name, value) == ("bias", "none")
+            or (name == "init_lora_weights" and value in HARMLESS_INITS)
         ):
             continue
         raise AdapterError(f"{CONFIG_FILE} sets {name}={value!r}, which this server does not apply")

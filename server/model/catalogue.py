@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +28,8 @@ from server.types import Message, ModelInfo, TextDecoder
 log = logging.getLogger("lorachat.adapters")
 
 BASE_NAME = "base"
+# The second holds the special tokens, which templates write by name.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -45,6 +48,9 @@ class LoadedModel:
 
     def text_decoder(self) -> TextDecoder:
         return self.tokenizer.text_decoder()
+
+
+_State = tuple[tuple[str, int, int], ...]  # path, bytes and modification time of each file
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +82,23 @@ class VolumeCatalogue:
             BASE_NAME, None, base.stop_token_ids, created, base.tokenizer
         )
         self._snapshot = _Snapshot()
-        self._refused: dict[str, tuple[int, str]] = {}  # NAME@VERSION -> (mtime of folder, reason)
-        self._tokenizers: dict[str, ChatTokenizer] = {}  # by digest of tokenizer.json
+        # NAME@VERSION -> its files when it was refused (None: look again in any case), and the reason.
+        self._refused: dict[str, tuple[_State | None, str]] = {}
+        # By the digests of their files, as long as a version uses them.
+        self._tokenizers: WeakValueDictionary[tuple[str, ...], PreTrainedTokenizerFast] = (
+            WeakValueDictionary()
+        )
 
     def find(self, name: str) -> LoadedModel:
         """`base` or its id, NAME (the latest version), or NAME@VERSION. Raises ModelNotFoundError."""
         snapshot = self._snapshot
+        key = snapshot.latest.get(name.removesuffix("@latest"), name)
+        # Adapters go before the base's id: a base folder's name may be an adapter's too.
+        if key in snapshot.versions:
+            return snapshot.versions[key]
         if name in (BASE_NAME, self._base.id):
             return self._base_model
-        key = snapshot.latest.get(name.removesuffix("@latest"), name)
-        if key not in snapshot.versions:
-            raise ModelNotFoundError(name, [BASE_NAME, *sorted(snapshot.latest)])
-        return snapshot.versions[key]
+        raise ModelNotFoundError(name, [BASE_NAME, *sorted(snapshot.latest)])
 
     def list(self) -> list[ModelInfo]:
         snapshot = self._snapshot
@@ -107,10 +118,16 @@ class VolumeCatalogue:
         """Look at the volume: load what is new, drop what is gone. Never raises for what it finds there."""
         if self._volume is None:
             return
+        try:
+            self._snapshot = self._look(self._volume)
+        except OSError as error:  # a network volume may be away for a moment
+            log.error("the adapters folder cannot be read; what was served stays: %s", error)
+
+    def _look(self, volume: Path) -> _Snapshot:
         versions: dict[str, LoadedModel] = {}
         latest: dict[str, str] = {}
         seen = set()
-        for folder in _subfolders(self._volume):
+        for folder in _subfolders(volume):
             name = folder.name
             if name == BASE_NAME or not _NAME.fullmatch(name):
                 continue
@@ -126,22 +143,25 @@ class VolumeCatalogue:
         self._refused = {key: entry for key, entry in self._refused.items() if key in seen}
         for key in self._snapshot.versions.keys() - versions.keys():
             log.info("%s is no longer on the volume and no longer served", key)
-        self._snapshot = _Snapshot(versions, latest)
+        return _Snapshot(versions, latest)
 
     def _load(self, key: str, folder: Path) -> LoadedModel | None:
-        """The version, or None where it is refused (logged once, until the folder changes)."""
-        changed = 0
+        """The version, or None where it is refused: until its files change, for it may be a copy still being made."""
+        state: _State | None = None
         try:
-            changed = folder.stat().st_mtime_ns
-            if self._refused.get(key, (0, ""))[0] == changed:
+            state = _state(folder)
+            if self._refused.get(key, (None, ""))[0] == state:
                 return None
             model = self._read(key, folder)
         except (
             Exception
         ) as error:  # whatever a version holds, it must not keep the others from being served
             reason = str(error) if isinstance(error, AdapterError | OSError) else repr(error)
-            self._refused[key] = (changed, reason)
-            log.error("%s is refused: %s", key, reason)
+            if isinstance(error, OSError):  # the volume's fault: the next look may fare better
+                state = None
+            if self._refused.get(key) != (state, reason):
+                log.error("%s is refused: %s", key, reason)
+            self._refused[key] = (state, reason)
             return None
         self._refused.pop(key, None)
         assert model.adapter is not None
@@ -153,7 +173,7 @@ class VolumeCatalogue:
             raise AdapterError("a version must be a folder, not a link")
         manifest = read_manifest(folder)
         template = manifest.chat_template.file
-        check_files(folder, manifest, (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", template))
+        check_files(folder, manifest, (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES, template))
         if manifest.files[template].sha256 != manifest.chat_template.sha256:
             raise AdapterError("manifest.json gives two digests for the chat template")
         digest = manifest.base.weights_digest
@@ -167,28 +187,31 @@ class VolumeCatalogue:
                 f"it was trained for {manifest.base.id}; this server has {self._base.id}"
             )
         weights = read_adapter(folder, key, self._base.config)
-        tokenizer = self._tokenizer(folder, manifest.files["tokenizer.json"].sha256)
+        digests = tuple(manifest.files[name].sha256 for name in TOKENIZER_FILES)
         return LoadedModel(
             id=key,
             adapter=weights,
             stop_token_ids=manifest.stop_token_ids,
             created=int(datetime.fromisoformat(manifest.created).timestamp()),
-            tokenizer=tokenizer.with_template((folder / template).read_text("utf-8")),
+            tokenizer=ChatTokenizer(
+                self._tokenizer(folder, digests), (folder / template).read_text("utf-8")
+            ),
         )
 
-    def _tokenizer(self, folder: Path, digest: str) -> ChatTokenizer:
+    def _tokenizer(self, folder: Path, digests: tuple[str, ...]) -> PreTrainedTokenizerFast:
         """Shared by all adapters that carry the same one: a Llama-3 tokenizer takes 100 MB."""
-        if digest not in self._tokenizers:
+        tokenizer = self._tokenizers.get(digests)
+        if tokenizer is None:
             try:
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
             except (
                 Exception
             ) as error:  # the library raises whatever the broken part happens to break
                 raise AdapterError(f"its tokenizer cannot be read ({error!r})") from None
-            if len(tokenizer) > self._base.config.vocab_size:
+            if max(tokenizer.get_vocab().values()) >= self._base.config.vocab_size:
                 raise AdapterError("its tokenizer has tokens that the base has no embedding for")
-            self._tokenizers[digest] = ChatTokenizer(tokenizer)
-        return self._tokenizers[digest]
+            self._tokenizers[digests] = tokenizer
+        return tokenizer
 
     def _latest(self, folder: Path, served: Sequence[str]) -> str:
         """What NAME stands for: the version `latest` points at, else the newest one that is served."""
@@ -209,9 +232,24 @@ class VolumeCatalogue:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Names that begin with a dot are versions being written; `latest` is read as a link, not as a folder."""
+    """Names that begin with a dot are versions being written; `latest` is read as a link, not as a folder.
+
+    Raises OSError if a folder that is there cannot be read.
+    """
     try:
         entries = sorted(folder.iterdir())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return [e for e in entries if not e.name.startswith(".") and e.name != "latest" and e.is_dir()]
+    # os.path.isdir, and not Path.is_dir: that one raises for a link with an impossible target.
+    return [
+        e for e in entries if not e.name.startswith(".") and e.name != "latest" and os.path.isdir(e)
+    ]
+
+
+def _state(folder: Path) -> _State:
+    """What tells that a version's files have changed: each one's path, size and time."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        found.append((str(path), status.st_size, status.st_mtime_ns))
+    return tuple(found)

@@ -27,7 +27,6 @@ class DecoderConfig:
     vocab_size: int
     rms_norm_eps: float
     max_positions: int
-    architecture: str
 
     @property
     def queries_per_kv_head(self) -> int:
@@ -40,11 +39,13 @@ class DecoderConfig:
 
 
 def read_config(hf: Any) -> DecoderConfig:
-    """From a transformers configuration. Raises ModelLoadError for a family that is not served."""
+    """From a transformers configuration. Raises ModelLoadError for what this decoder does not compute."""
     if hf.model_type not in FAMILIES:
         raise ModelLoadError(
             f"models of type '{hf.model_type}' are not served; this server computes: {', '.join(sorted(FAMILIES))}."
         )
+    if getattr(hf, "quantization_config", None) is not None:
+        raise ModelLoadError("it is quantised; name the float checkpoint that it was made from.")
     for name, expected in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         value = getattr(hf, name, expected)
         if value != expected:
@@ -62,5 +63,4 @@ def read_config(hf: Any) -> DecoderConfig:
         vocab_size=hf.vocab_size,
         rms_norm_eps=hf.rms_norm_eps,
         max_positions=hf.max_position_embeddings,
-        architecture=hf.architectures[0] if hf.architectures else "LlamaForCausalLM",
     )

@@ -50,14 +50,23 @@ def load_base(source: str, max_context: int | None = None, base_id: str | None =
         hf_config = AutoConfig.from_pretrained(**place)
         config = read_config(hf_config)
         # float32 whatever the checkpoint stores: the exact values, only wider.
-        model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **place, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(**place)
     except ModelLoadError as error:
         raise ModelLoadError(f"{source}: {error}") from None
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the libraries raise whatever the broken part happens to break
         raise ModelLoadError(
             f"The model '{source}' cannot be loaded: {_first_line(error)}"
         ) from error
+    if missing := sorted(report["missing_keys"]):  # the library would go on with random numbers
+        raise ModelLoadError(
+            f"{source}: the checkpoint lacks {len(missing)} tensors, {missing[0]} among them."
+        )
+    if max(tokenizer.get_vocab().values()) >= config.vocab_size:
+        # One such token in a message would fail every request of its step.
+        raise ModelLoadError(f"{source}: its tokenizer has tokens that it has no embedding for.")
     positions = min(max_context or 8192, config.max_positions)
     cos, sin = _rotary_table(model, positions)
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}

@@ -21,9 +21,10 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator) -
     """
     if params.temperature == 0:
         return int(logits.argmax())
-    # float64: dividing by a tiny temperature overflows float32, and a cumulated float32 sum over a vocabulary of
-    # 128k entries is only good to about 1e-3 in the tail.
-    probabilities = torch.softmax(logits.double() / params.temperature, dim=-1)
+    # float64: a cumulated float32 sum over a vocabulary of 128k entries is only good to about 1e-3 in the tail.
+    # The maximum goes first: divided by a temperature near zero it would be infinite, and all the rest NaN.
+    exact = logits.double()
+    probabilities = torch.softmax((exact - exact.max()) / params.temperature, dim=-1)
     ordered, ids = probabilities.sort(descending=True, stable=True)
     cumulative = ordered.cumsum(dim=-1)
     if params.top_p < 1:

@@ -25,9 +25,6 @@ class ChatTokenizer:
         self._tokenizer = tokenizer
         self._template = chat_template or tokenizer.chat_template
 
-    def with_template(self, chat_template: str) -> ChatTokenizer:
-        return ChatTokenizer(self._tokenizer, chat_template)
-
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation with the assistant's turn opened.
 
@@ -67,6 +64,7 @@ class IncrementalDecoder:
             0  # window start: tokens already shown that the next one's text may depend on
         )
         self._shown = 0  # tokens whose text has been shown
+        self._incomplete = 0  # tokens since the text began to end in an incomplete character
 
     def push(self, token_id: int) -> str:
         self._ids.append(token_id)
@@ -79,11 +77,13 @@ class IncrementalDecoder:
     def _advance(self, *, at_end: bool) -> str:
         before = self._decode(self._context, self._shown)
         after = self._decode(self._context, len(self._ids))
-        held = len(self._ids) - self._shown
         if at_end:
-            after = after.rstrip(REPLACEMENT) if held and after.endswith(REPLACEMENT) else after
-        elif after.endswith(REPLACEMENT) and held < MAX_HELD_TOKENS:
-            return ""
+            after = after.rstrip(REPLACEMENT) if self._incomplete else after
+        elif after.endswith(REPLACEMENT):
+            self._incomplete += 1
+            if self._incomplete < MAX_HELD_TOKENS:
+                return ""
+        self._incomplete = 0
         if len(after) <= len(before):
             return ""
         self._context, self._shown = self._shown, len(self._ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from server.api.app import create_app
@@ -199,6 +201,27 @@ def test_streamed_and_whole_answers_are_the_same(server: Running) -> None:
         ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
         ({"no_such_thing": 1}, 400, "no_such_thing", "not supported"),
+        ({"str": 1}, 400, "str", "not supported"),
+        ({"max_tokens": 10**4000}, 400, "max_tokens", "less than"),
+        ({"messages": [{"role": "user", "content": ""}]}, 400, "messages", "empty"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+            400,
+            "messages.0.tool_calls",
+            "not supported",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "name": "Ada"}]},
+            400,
+            "messages.0.name",
+            "not supported",
+        ),
+        (
+            {"stream": True, "stream_options": {"include_usage": "yes"}},
+            400,
+            "stream_options.include_usage",
+            "boolean",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             400,
@@ -261,6 +284,20 @@ def test_content_parts_and_developer_role_are_understood(server: Running) -> Non
     assert answer["choices"][0]["message"]["content"] == "ab"
 
 
+def test_an_answer_can_be_sent_back_as_it_came(server: Running) -> None:
+    """The official client's own way to go on: messages.append(completion.choices[0].message)."""
+    client = openai.OpenAI(base_url=f"{server.http.base_url}/v1", api_key="x", max_retries=0)
+    messages: list[Any] = [{"role": "user", "content": "one"}]
+    for _ in range(2):
+        completion = client.chat.completions.create(model="base", messages=messages)
+        messages.append(completion.choices[0].message)
+        messages.append({"role": "user", "content": "two"})
+    assert [m.content for m in messages[1::2]] == ["one", "two"]
+    dumped = messages[1].model_dump()  # with every field that the client knows, as null
+    again = {"model": "base", "messages": [dumped, {"role": "user", "content": "three"}]}
+    assert server.http.post(CHAT, json=again).status_code == 200
+
+
 def test_a_reader_who_leaves_stops_the_computing(server: Running) -> None:
     with server.http.stream("POST", CHAT, json=body("long", stream=True)) as response:
         next(response.iter_lines())
@@ -281,6 +318,20 @@ def test_leaving_before_the_first_token_or_without_streaming_stops_it_too() -> N
         assert server.chat("x").status_code == 200
 
 
+def test_leaving_in_the_middle_of_the_body_is_no_error_of_ours(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = server.http.base_url
+    with socket.create_connection((url.host, url.port)) as half:
+        half.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"
+        )
+        time.sleep(0.1)
+    time.sleep(0.1)
+    assert server.chat().status_code == 200
+    assert "Traceback" not in caplog.text
+
+
 def test_a_full_queue_is_a_429_with_retry_after() -> None:
     gate = threading.Event()
     with running(ScriptedRunner(before_step=lambda _: gate.wait(10)), max_waiting=0) as server:
@@ -297,7 +348,11 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
     assert response.json()["error"]["type"] == "rate_limit_error"
 
 
-def test_a_fault_before_the_first_byte_is_a_500_and_after_it_an_error_event() -> None:
+def test_a_fault_before_the_first_byte_is_a_500_and_after_it_an_error_event(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "lorachat.api")
+
     def fail_on_third_token(batch: Any) -> None:
         if any(row.draw == 2 for row in batch.rows):
             raise RuntimeError("secret")
@@ -310,6 +365,7 @@ def test_a_fault_before_the_first_byte_is_a_500_and_after_it_an_error_event() ->
     assert "secret" not in whole.text
     assert [c["choices"][0]["delta"].get("content") for c in chunks[:-1]] == ["", "h", "e"]
     assert chunks[-1]["error"]["code"] == "engine_error"
+    assert caplog.text.count("outcome=failed") == 2
 
 
 def test_loading_and_broken_servers_say_so() -> None:

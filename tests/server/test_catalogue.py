@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import os
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,23 @@ def test_a_removed_version_is_no_longer_served(volume: Volume) -> None:
         volume.catalogue.find(f"talk@{NEW}")
 
 
+def test_versions_share_a_tokenizer_and_leave_nothing_behind(volume: Volume) -> None:
+    volume.publish(OLD)
+    volume.publish(NEW)
+    volume.catalogue.refresh()
+    models = [volume.catalogue.find(f"talk@{v}") for v in (OLD, NEW)]
+    assert models[0].tokenizer._tokenizer is models[1].tokenizer._tokenizer
+    assert models[0].adapter is not None
+    pair = models[0].adapter.pairs[0, "q_proj"]
+    weights, tokenizer = weakref.ref(pair.a), weakref.ref(models[0].tokenizer._tokenizer)
+    del pair
+    models.clear()
+    shutil.rmtree(volume.root / "talk")
+    volume.catalogue.refresh()
+    gc.collect()
+    assert (weights(), tokenizer()) == (None, None)
+
+
 def test_the_adapter_brings_its_own_template_and_stop_tokens(volume: Volume) -> None:
     folder = volume.root / "talk" / OLD
     shutil.copytree(volume.peft_folder, folder)
@@ -127,6 +147,23 @@ def foreign_tokenizer(folder: Path) -> None:
     write_manifest(folder, weights_digest=digest)
 
 
+def tokenizer_beyond_the_base(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    fields["model"]["vocab"]["far"] = 9999  # few tokens, one with a large number
+    path.write_text(json.dumps(fields))
+    digest = json.loads((folder / "manifest.json").read_text())["base"]["weights_digest"]
+    write_manifest(folder, weights_digest=digest)
+
+
+def another_beginning(folder: Path) -> None:
+    """PiSSA takes its first A and B out of the base's weights; what is left of them is another base."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "pissa"}))
+    digest = json.loads((folder / "manifest.json").read_text())["base"]["weights_digest"]
+    write_manifest(folder, weights_digest=digest)
+
+
 def change(**fields: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / "manifest.json"
@@ -147,6 +184,8 @@ BASE = {"id": "tiny-model", "revision": None}
         (lambda folder: (folder / "manifest.json").write_text("{"), "not JSON"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (foreign_tokenizer, "tokenizer"),
+        (tokenizer_beyond_the_base, "no embedding"),
+        (another_beginning, "init_lora_weights='pissa'"),
         (change(format="lorachat-adapter/2"), "format"),
         (change(name="other"), "renamed"),
         (change(files={}), "does not list"),
@@ -181,6 +220,62 @@ def test_names_that_are_not_versions_are_left_alone(volume: Volume) -> None:
     os.symlink(good, volume.root / "talk" / "20261123-100000-cccccc")
     assert volume.ids() == ["base", "talk", f"talk@{OLD}"]
     assert "not a link" in volume.catalogue.refused["talk@20261123-100000-cccccc"]
+
+
+def test_a_copy_that_was_met_half_done_is_served_once_it_is_whole(volume: Volume) -> None:
+    folder = volume.publish(OLD)
+    weights = folder / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:100])
+    assert volume.ids() == ["base"]
+    with weights.open("ab") as file:  # as a plain copy goes on: the folder itself does not change
+        file.write(data[100:])
+    assert volume.ids() == ["base", "talk", f"talk@{OLD}"]
+
+
+def test_a_volume_that_is_away_for_a_moment_takes_no_model_with_it(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume.publish(OLD)
+    served = volume.ids()
+
+    def fail(_: Path) -> Iterator[Path]:
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", fail)
+        assert volume.ids() == served
+    shutil.rmtree(volume.root)
+    assert volume.ids() == ["base"], "gone is not away"
+
+
+def test_a_link_that_leads_nowhere_is_no_reason_to_stop_looking(volume: Volume) -> None:
+    volume.publish(OLD)
+    os.symlink("x" * 300, volume.root / "unnameable")
+    os.symlink("loop", volume.root / "loop")
+    assert volume.ids() == ["base", "talk", f"talk@{OLD}"]
+
+
+def test_an_adapter_called_like_the_bases_folder_is_still_the_adapter(volume: Volume) -> None:
+    volume.publish(OLD, name="tiny-model")
+    assert volume.catalogue.find("tiny-model").adapter is None, "the base's id"
+    volume.catalogue.refresh()
+    assert volume.catalogue.find("tiny-model").id == f"tiny-model@{OLD}"
+
+
+def test_templates_get_the_special_tokens_of_their_own_version(volume: Volume) -> None:
+    volume.publish(OLD)
+    folder = volume.root / "talk" / NEW
+    shutil.copytree(volume.peft_folder, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": "<|endoftext|>"}))
+    for version in (OLD, NEW):
+        (folder.parent / version / "chat_template.jinja").write_text("{{ bos_token }}")
+        write_manifest(folder.parent / version, weights_digest=volume.digest)
+    volume.catalogue.refresh()
+    question = [Message("user", "x")]
+    prompts = [volume.catalogue.find(f"talk@{v}").encode_chat(question) for v in (OLD, NEW)]
+    assert prompts == [[1], [0]]
 
 
 @pytest.mark.parametrize("name", ["", "..", "talk@", "talk@../x", "../adapters/talk", "Base"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,44 @@ def test_a_model_of_another_family_is_refused_by_name(tmp_path: Path) -> None:
 
     GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path)
     with pytest.raises(ModelLoadError, match="'gpt2' are not served"):
+        load_base(str(tmp_path))
+
+
+def test_a_tokenizer_with_tokens_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, vocab_size=200)
+    with pytest.raises(ModelLoadError, match="no embedding"):
+        load_base(str(tmp_path))
+
+
+def lose_a_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def quantise(folder: Path) -> None:
+    path = folder / "config.json"
+    kind = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": kind}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lose_a_tensor, "lacks 1 tensors, model.layers.1.mlp.up_proj.weight"),
+        (quantise, "name the float checkpoint"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be loaded"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_or_not_float_is_a_clear_message(
+    tmp_path: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    write_tiny_model(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ModelLoadError, match=reason):
         load_base(str(tmp_path))
 
 

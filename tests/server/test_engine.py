@@ -15,6 +15,7 @@ from server.errors import (
     ContextLengthError,
     EngineDeadError,
     EngineError,
+    InvalidRequestError,
     OverloadedError,
     UnavailableError,
 )
@@ -217,3 +218,55 @@ def test_a_failure_outside_a_step_leaves_nobody_waiting() -> None:
             assert engine.failure is not None
 
     run(test)
+
+
+def test_an_empty_prompt_is_refused_and_costs_nobody_else_anything() -> None:
+    async def test() -> None:
+        async with running(ScriptedRunner()) as engine:
+            with pytest.raises(InvalidRequestError, match="empty prompt"):
+                engine.submit(request(""))
+            assert (await read(engine.submit(request("abc"))))[0] == {0: "abc"}
+
+    run(test)
+
+
+def test_a_prompt_that_is_too_long_alone_is_told_its_own_length() -> None:
+    async def test() -> None:
+        async with running(ScriptedRunner(), max_context=20) as engine:
+            with pytest.raises(ContextLengthError, match="your messages resulted in 20 tokens"):
+                engine.submit(request("x" * 20, max_tokens=1))
+
+    run(test)
+
+
+def test_a_slot_that_cannot_be_released_leaves_nobody_waiting() -> None:
+    """The failed request is told, and so is one that came in the same moment as a cancellation."""
+
+    class Unreleasable(ScriptedRunner):
+        def release(self, slot: int) -> None:
+            raise RuntimeError
+
+    async def failed_step() -> None:
+        def fail(_: Batch) -> None:
+            raise RuntimeError
+
+        async with running(Unreleasable(before_step=fail)) as engine:
+            assert isinstance(await engine.submit(request("abc")).next_event(), Failed)
+
+    async def cancellation() -> None:
+        gate, begun = threading.Event(), threading.Event()
+
+        def wait(_: Batch) -> None:
+            begun.set()
+            gate.wait(10)
+
+        async with running(Unreleasable(before_step=wait)) as engine:
+            first = engine.submit(request("abc"))
+            await asyncio.to_thread(begun.wait)
+            first.cancel()
+            second = engine.submit(request("def"))
+            gate.set()
+            assert isinstance(await second.next_event(), Failed)
+
+    run(failed_step)
+    run(cancellation)

@@ -60,3 +60,9 @@ def test_temperature_zero_is_the_most_likely_token_and_draws_nothing() -> None:
     before = generator.get_state()
     assert sample(torch.tensor([0.0, 3.0, 1.0]), SamplingParams(temperature=0), generator) == 1
     assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-300, 1e-308, 5e-324])
+def test_a_temperature_near_zero_comes_near_greedy(temperature: float) -> None:
+    logits = torch.tensor([1.0, 5.0, -40.0, 4.9])
+    assert set(draws(logits, 5, temperature=temperature).tolist()) == {1}

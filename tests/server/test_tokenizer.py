@@ -40,6 +40,52 @@ def test_bytes_that_are_no_text_do_not_hold_the_rest_back_for_ever() -> None:
     assert "".join(pieces(TOKENIZER, ids)).endswith("after")
 
 
+def test_tokens_without_text_do_not_set_half_a_character_free() -> None:
+    ids = [*TOKENIZER("a")["input_ids"], 1, 1, 1, 1, *TOKENIZER("é日")["input_ids"]]
+    assert [piece for piece in pieces(TOKENIZER, ids) if piece] == ["a", "é", "日"]
+
+
+def sentencepiece_style_tokenizer() -> Any:
+    """As Llama 2 has it: words begin with ▁, the text's first one is taken off, rare characters are bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += ["▁", *"abcdefgh", "▁a", "▁b", "ab", "▁ab", "▁▁", "é"]
+    merges = [("▁", "a"), ("▁", "b"), ("a", "b"), ("▁", "ab"), ("▁", "▁")]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+SENTENCEPIECE_STYLE = sentencepiece_style_tokenizer()
+
+
+@given(st.text("ab é\n日👩 ", max_size=30))
+def test_pieces_join_where_words_carry_their_space_and_rare_characters_are_bytes(text: str) -> None:
+    ids = SENTENCEPIECE_STYLE(text, add_special_tokens=False)["input_ids"]
+    shown = pieces(SENTENCEPIECE_STYLE, ids)
+    assert "".join(shown) == text
+    assert all("\ufffd" not in piece for piece in shown)
+
+
 def test_special_tokens_are_not_shown() -> None:
     assert "".join(pieces(TOKENIZER, [1, *TOKENIZER("a")["input_ids"], 2])) == "a"
 
