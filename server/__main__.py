@@ -140,6 +140,11 @@ def _load_and_watch(
     service.set_loaded(loaded)
     while not stopping.wait(settings.adapter_poll_seconds):
         refresh()
+        if (
+            loaded.engine.failure is not None
+        ):  # not all supervisors look at /health; all see an exit
+            stop_server()
+            return
     loaded.engine.stop()
 
 
@@ -147,6 +152,7 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
     import torch
 
     from server.api.service import Loaded
+    from server.cores import available_cores
     from server.engine.engine import Engine
     from server.engine.scheduler import Limits
     from server.model.catalogue import VolumeCatalogue
@@ -155,7 +161,7 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
     from server.model.runner import ModelRunner
 
     begun = time.perf_counter()
-    threads = settings.threads or len(os.sched_getaffinity(0))
+    threads = settings.threads or available_cores()
     torch.set_num_threads(threads)
     base = load_base(settings.model, settings.max_context, settings.base_id)
     max_context = base.max_context

@@ -72,8 +72,17 @@ def _body(message: str, type_: str, param: str | None, code: str | None) -> dict
 def install(app: FastAPI) -> None:
     """Make every error of the app come out in one shape, the framework's own included."""
 
-    async def ours(_: Request, error: Exception) -> JSONResponse:
-        return error_response(error)
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        response = error_response(error)
+        # By kind only: the sentence for the caller may quote the caller.
+        log.info(
+            "%s %r status=%d %s",
+            request.method,
+            request.url.path,
+            response.status_code,
+            type(error).__name__,
+        )
+        return response
 
     async def framework(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

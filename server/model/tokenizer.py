@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +19,17 @@ REPLACEMENT = "\ufffd"
 class ChatTokenizer:
     """A transformers tokenizer with the chat template to use; the template may be an adapter's own.
 
-    Rendering runs in transformers' sandboxed Jinja environment.
+    Rendering runs in transformers' sandboxed Jinja environment. Only the template can write control tokens: the same
+    words in a message's own text are tokenised as the plain text they are, so that no text can end its turn and
+    begin another's.
     """
 
     def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._template = chat_template or tokenizer.chat_template
+        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        # Longest first: one may begin with another.
+        self._control_tokens = sorted(special, key=lambda token: (-len(token), token))
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation with the assistant's turn opened.
@@ -32,9 +38,39 @@ class ChatTokenizer:
         """
         if not self._template:
             raise ChatTemplateError("this model has no chat template")
+        texts = "".join(m.content for m in messages)
+        forged = [token for token in self._control_tokens if token in texts]
+        if not forged:
+            return self._encode(self._render(messages))
+        # Each forged token's words pass the template as one character that no message holds.
+        unused = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in texts)
+        stand_ins = {next(unused): token for token in forged}
+        hidden = []
+        for message in messages:
+            content = message.content
+            for stand_in, token in stand_ins.items():
+                content = content.replace(token, stand_in)
+            hidden.append(Message(message.role, content))
+        ids: list[int] = []
+        for part in re.split(f"([{''.join(stand_ins)}])", self._render(hidden)):
+            token = stand_ins.get(part)
+            # In two pieces the words of a control token are not one. (The tokenizer's own switch for that is shared by
+            # all threads.)
+            ids += (
+                self._encode(part)
+                if token is None
+                else self._encode(token[0]) + self._encode(token[1:])
+            )
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        # The template writes the special tokens itself, so the tokenizer must not add its own: one BOS, not two.
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _render(self, messages: Sequence[Message]) -> str:
         try:
-            # The template writes the special tokens itself, so the tokenizer must not add its own: one BOS, not two.
-            text = self._tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 [{"role": m.role, "content": m.content} for m in messages],
                 chat_template=self._template,
                 add_generation_prompt=True,
@@ -42,8 +78,7 @@ class ChatTokenizer:
             )
         except TemplateError as error:
             raise ChatTemplateError(str(error)) from None
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return text
 
     def text_decoder(self) -> IncrementalDecoder:
         return IncrementalDecoder(self._tokenizer)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +141,33 @@ def test_greedy_tokens_equal_transformers_and_peft(
     )
 
 
-def test_a_new_version_is_served_without_a_restart(
-    client: openai.OpenAI, volume: Path, tmp_path: Path
+def test_a_new_version_is_served_without_a_restart_and_a_removed_one_no_longer(
+    client: openai.OpenAI, volume: Path
 ) -> None:
-    """Copied under another name the manifest no longer fits; so this is also the refusal, live."""
-    copy = volume / "copied"
-    shutil.copytree((volume / NAME / "latest").resolve(), copy / "20261123-000000-000000")
+    version = "20991231-235959-ffffff"
+    staged, final = volume / NAME / f".tmp-{version}", volume / NAME / version
+    shutil.copytree((volume / NAME / "latest").resolve(), staged)
+    manifest = json.loads((staged / "manifest.json").read_text())
+    (staged / "manifest.json").write_text(json.dumps({**manifest, "version": version}))
+
+    def listed() -> set[str]:
+        return {model.id for model in client.models.list()}
+
+    def until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, listed()
+            time.sleep(0.1)
+
+    assert f"{NAME}@{version}" not in listed()
+    staged.rename(final)
     try:
-        listed = {model.id for model in client.models.list()}
-        assert not any("copied" in name for name in listed)
+        until(lambda: f"{NAME}@{version}" in listed())
+        assert ask(client, f"{NAME}@{version}", "Hi", temperature=0, max_tokens=3)
+        assert ask(client, NAME, "Hi", temperature=0, max_tokens=3), "latest did not move"
     finally:
-        shutil.rmtree(copy)
+        shutil.rmtree(final)
+    until(lambda: f"{NAME}@{version}" not in listed())
 
 
 def test_the_readmes_examples_run_as_they_stand(server: LiveServer) -> None:
