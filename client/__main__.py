@@ -126,6 +126,12 @@ def _ui(options: argparse.Namespace) -> int:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         os.environ.setdefault("GRADIO_TEMP_DIR", scratch)
+        # Around each event it asks Matplotlib, where that is installed, for its backend. With none
+        # named, the first to ask waits for pyplot to be imported, and every open page with it.
+        os.environ.setdefault("MPLBACKEND", "agg")
+        # After each event it would put all events of the past into a table for its monitoring page,
+        # which is off.
+        os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
         from client.ui.web import create_app, serve
 
         app = create_app(options.server, options.api_key)

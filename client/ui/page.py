@@ -1,5 +1,6 @@
 """The page as a whole: header, settings, tabs, and what keeps the model pickers fresh."""
 
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def build_page(client: ChatClient) -> gr.Blocks:
         with gr.Sidebar(
             label="Settings", position="right", open=False, width=300, elem_id="settings"
         ):
-            gr.Markdown("### Settings")
+            gr.Markdown("## Settings", elem_id="settings-title")
             controls = build_controls()
         with gr.Tabs():
             with gr.Tab("Chat", id="chat", scale=1):
@@ -42,18 +43,18 @@ def build_page(client: ChatClient) -> gr.Blocks:
             with gr.Tab("Compare", id="compare", scale=1):
                 compare = CompareTab(client, switches, controls)
 
-        shown = gr.State(None)
         pickers = [chat.model, compare.left_model, compare.right_model]
 
         async def refresh(
-            seen: Catalog | None, chat_model: str | None, left: str | None, right: str | None
+            shown: str | None, chat_model: str | None, left: str | None, right: str | None
         ) -> tuple[Any, ...]:
-            """Look at the server; redraw the status line and the pickers if it has changed."""
+            """Look at the server; redraw the status line and the pickers if the page shows otherwise."""
             catalog = await look(client)
-            if seen is not None and _summary(catalog) == _summary(seen):
-                return (gr.skip(),) * 5
+            line = _status(client.server, catalog)
+            if line == shown:
+                return (gr.skip(),) * 4
             if catalog.error is not None:  # what was picked stays, for when the server is back
-                return catalog, _status(client.server, catalog), *(gr.skip(),) * 3
+                return line, *(gr.skip(),) * 3
             models = list(catalog.models)
             base, adapter = base_model(models), first_adapter(models)
             if left == right:  # as it is before there is any adapter: nobody's choice
@@ -67,29 +68,29 @@ def build_page(client: ChatClient) -> gr.Blocks:
                 gr.Dropdown(choices=catalog.choices, value=catalog.keep(picked, default))
                 for picked, default in wanted
             ]
-            return catalog, _status(client.server, catalog), *updates
+            return line, *updates
 
+        # What is drawn is known to the browser alone: an answer of ours may never get there, and a note
+        # of it kept here would then stop all later ones. Nor do they travel through Gradio's queue,
+        # whose one stream of answers for each page can end without the page noticing.
         refreshing: dict[str, Any] = {
             "fn": refresh,
-            "inputs": [shown, *pickers],
-            "outputs": [shown, status, *pickers],
+            "inputs": [status, *pickers],
+            "outputs": [status, *pickers],
+            "queue": False,
             "show_progress": "hidden",
             **PRIVATE,
         }
         page.load(**refreshing)
         page.load(None, None, None, js=_OPEN_SETTINGS, **PRIVATE)
-        # "multiple": by default a look whose answer got lost would keep all later ones from starting.
+        # "multiple": by default a look whose answer is lost would keep all later ones from starting.
         gr.Timer(_REFRESH_SECONDS).tick(**refreshing, trigger_mode="multiple")
         theme.click(None, None, None, js=_SWITCH_THEME, **PRIVATE)
     return page
 
 
-def _summary(catalog: Catalog) -> tuple[Any, ...]:
-    return (catalog.models, str(catalog.error))
-
-
 def _status(server: str, catalog: Catalog | None) -> str:
-    """One line about the server, as HTML."""
+    """One line about the server, as HTML; two catalogs that differ in anything give two lines."""
     if catalog is None:
         state, text = "unknown", "Looking for the server…"
     elif catalog.error is None:
@@ -99,5 +100,9 @@ def _status(server: str, catalog: Catalog | None) -> str:
     else:
         state = "loading" if catalog.is_loading else "away"
         text = str(catalog.error)
+    models = sha256(repr(catalog and catalog.models).encode()).hexdigest()[:16]
     address = f'<span class="address"> at {escape(server)}</span>' if state == "ready" else ""
-    return f'<span class="dot {state}"></span><span role="status">{escape(text)}{address}</span>'
+    return (
+        f'<span class="dot {state}" data-models="{models}"></span>'
+        f'<span role="status">{escape(text)}{address}</span>'
+    )

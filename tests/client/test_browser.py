@@ -101,11 +101,13 @@ def open_page(context):
         page.on("pageerror", lambda e: logged.append(str(e)))
         page.on("request", lambda r: hosts.add(urlsplit(r.url).hostname))
         page.on("requestfailed", lambda r: r.failure == "csp" and refused.add(r.url))
+        page.logged = logged
+        if address is None:
+            return page
         page.goto(address)
         expect(page.locator("#question textarea")).to_be_visible(timeout=20_000)
         if ready:
             expect(page.locator("#status")).to_contain_text("Ready", timeout=20_000)
-        page.logged = logged
         return page
 
     yield open_page
@@ -322,6 +324,59 @@ def test_a_server_that_is_away_is_told_and_found_again(open_page):
             page.get_by_role("tab", name="Chat").click()
             expect(page.locator("#chat-model input")).to_have_value(re.compile("^smalltalk"))
         page.close()  # before the client goes, or the page would complain
+
+
+def test_the_status_comes_although_an_answer_is_lost(open_page, address):
+    page = open_page(None)
+    lost = []
+
+    def lose(route):
+        if lost:
+            route.continue_()
+        else:
+            lost.append(route.fetch())  # answered, but the answer never gets to the page
+
+    def end(route):
+        route.fulfill(content_type="text/event-stream", body="")
+
+    page.route(re.compile("/gradio_api/run/"), lose)
+    page.route(re.compile("/gradio_api/queue/data"), end)
+    page.goto(address)
+    expect(page.locator("#status")).to_contain_text("Ready", timeout=20_000)
+    assert lost
+    expect(page.locator("#chat-model input")).to_have_value(re.compile("^smalltalk"))
+
+
+def test_no_serious_barrier_to_anyone(open_page, address):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_page(address)
+    page.add_style_tag(content="* { transition: none !important; animation: none !important }")
+    serious = set()
+
+    def look(tab, width, height):
+        page.set_viewport_size({"width": width, "height": height})
+        for _ in ("dark", "light"):
+            page.locator("#theme").click()
+            serious.update(
+                (tab, width, violation["id"], node["html"])
+                for violation in axe.run(page).response["violations"]
+                if violation["impact"] in {"serious", "critical"}
+                for node in violation["nodes"]
+            )
+
+    for model, words in [("smalltalk", "finished"), ("busy", "The server is busy")]:
+        pick(page, "chat-model", model)
+        ask(page, "Hi")
+        expect(bot(page)[1]).to_contain_text(words)
+    look("chat", 1280, 800)
+    page.locator("#settings .toggle-button").click()
+    look("chat", 390, 844)
+    page.get_by_role("tab", name="Compare").click()
+    ask(page, "Hi", "compare-question")
+    expect(bot(page, "left")[1]).to_contain_text("finished")
+    look("compare", 390, 844)
+    look("compare", 1280, 800)
+    assert serious == set()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
