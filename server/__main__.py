@@ -70,6 +70,7 @@ def _serve(settings: Settings) -> int:
     from sse_starlette.sse import AppStatus
 
     from server.api.app import create_app
+    from server.api.drain import DrainingServer
     from server.api.service import Service
 
     # The library would cut every stream at SIGTERM; here running answers have drain_seconds to finish.
@@ -98,16 +99,24 @@ def _serve(settings: Settings) -> int:
         max_body_bytes=settings.max_body_bytes,
         lifespan=lifespan,
     )
-    server = uvicorn.Server(
+
+    def end_drain() -> None:
+        if service.status == "ready":
+            service.engine.stop()  # its running requests get an error event
+
+    server = DrainingServer(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=settings.drain_seconds,
+            # The engine ends what is left after drain_seconds; this is the time those last words take to go out.
+            timeout_graceful_shutdown=settings.drain_seconds + 5,
             server_header=False,
-        )
+        ),
+        settings.drain_seconds,
+        end_drain,
     )
 
     def stop_server() -> None:

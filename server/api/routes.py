@@ -16,7 +16,7 @@ from server.api.schemas import ChatCompletion, ModelBody, ModelList, parse_chat_
 from server.api.service import Service
 from server.api.sse import Answer, ChatStream, completion
 from server.engine.engine import Generation
-from server.errors import InvalidRequestError
+from server.errors import InvalidRequestError, ModelNotFoundError
 from server.types import GenerationRequest, SamplingParams
 
 log = logging.getLogger("lorachat.api")
@@ -25,7 +25,7 @@ log = logging.getLogger("lorachat.api")
 def make_router(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/health")
+    @router.api_route("/health", methods=["GET", "HEAD"])
     def health() -> JSONResponse:
         """Live: the process can serve, or is on its way to. Red means: restart me."""
         failure = service.failure
@@ -33,27 +33,36 @@ def make_router(service: Service) -> APIRouter:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "failed", "reason": failure}, 503)
 
-    @router.get("/ready")
+    @router.api_route("/ready", methods=["GET", "HEAD"])
     def ready() -> JSONResponse:
         """Whether a chat sent now would be answered."""
         status = service.status
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
+    def listed() -> list[ModelBody]:
+        catalogue = service.catalogue
+        return [
+            ModelBody(
+                id=info.id,
+                created=info.created,
+                root=info.root,
+                parent=info.parent,
+                max_model_len=catalogue.max_context,
+            )
+            for info in catalogue.list()
+        ]
+
     @router.get("/v1/models")
     def models() -> ModelList:
-        catalogue = service.catalogue
-        return ModelList(
-            data=[
-                ModelBody(
-                    id=info.id,
-                    created=info.created,
-                    root=info.root,
-                    parent=info.parent,
-                    max_model_len=catalogue.max_context,
-                )
-                for info in catalogue.list()
-            ]
-        )
+        return ModelList(data=listed())
+
+    @router.get("/v1/models/{name:path}")
+    def model(name: str) -> ModelBody:
+        bodies = listed()
+        for body in bodies:
+            if body.id == name:
+                return body
+        raise ModelNotFoundError(name, [body.id for body in bodies if "@" not in body.id])
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(request: Request) -> Response:

@@ -142,6 +142,7 @@ def parse_chat_request(body: bytes) -> ChatRequest:
             raise UnsupportedParameterError(name)
     for name in LABELS:
         fields.pop(name, None)
+    fields = {name: value for name, value in fields.items() if value is not None}
     try:
         request = ChatRequest.model_validate(fields)
     except ValidationError as error:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ import openai
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.conftest import NAME, LiveServer, python
+from tests.e2e.conftest import NAME, LiveServer, live_server, python
 
 pytestmark = pytest.mark.model
 
@@ -42,6 +43,7 @@ def ask(client: openai.OpenAI, model: str, question: str, **options: Any) -> str
 def test_the_official_client_streams_from_base_and_adapter(client: openai.OpenAI) -> None:
     listed = [model.id for model in client.models.list()]
     assert listed[:2] == ["base", NAME]
+    assert client.models.retrieve(NAME).root == listed[2]
     assert re.fullmatch(rf"{NAME}@\d{{8}}-\d{{6}}-[0-9a-f]{{6}}", listed[2])
     for model in listed:
         stream = client.chat.completions.create(
@@ -243,3 +245,26 @@ def test_every_program_call_of_the_documents_is_understood() -> None:
         assert shown.returncode == 0, arguments
         for flag in re.findall(r"--[a-z][a-z-]+", rest):
             assert flag in shown.stdout, (arguments, flag)
+
+
+def test_an_answer_that_outlives_the_drain_ends_with_an_error_and_not_in_the_middle(
+    embedded_model: Path, volume: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "server.log"
+    body = {
+        "model": "base",
+        "messages": [{"role": "user", "content": "Tell me a long story"}],
+        "stream": True,
+        "temperature": 2,
+        "max_tokens": 4000,
+    }
+    with live_server(embedded_model, volume, log, "--drain-seconds", "1") as server:
+        url = f"{server.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.kill(server.pid, signal.SIGTERM)
+            events = [line.removeprefix("data: ") for line in lines if line]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["error"]["code"] == "unavailable"
+    assert "Traceback" not in log.read_text()

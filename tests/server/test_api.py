@@ -258,6 +258,7 @@ def test_fields_that_ask_for_nothing_are_accepted(server: Running) -> None:
         "metadata": {"run": "7"},
         "stream_options": None,
         "n": None,
+        "top_k": None,  # not known here, but null asks for nothing either
     }
     assert server.chat(**nothing).status_code == 200
 
@@ -275,6 +276,20 @@ def test_unknown_paths_and_methods_answer_in_the_same_shape(server: Running) -> 
     assert "/v1/chat/completions" in server.http.get("/v2").json()["error"]["message"]
     assert server.http.get(CHAT).status_code == 405
     assert "error" in server.http.get(CHAT).json()
+
+
+def test_one_model_can_be_looked_up(server: Running) -> None:
+    assert (
+        server.http.get("/v1/models/base").json() == server.http.get("/v1/models").json()["data"][0]
+    )
+    refusal = server.http.get("/v1/models/some/other")
+    assert refusal.status_code == 404
+    assert refusal.json()["error"]["code"] == "model_not_found"
+
+
+def test_probes_answer_head_requests(server: Running) -> None:
+    for path in ("/health", "/ready"):
+        assert server.http.head(path).status_code == 200
 
 
 def test_content_parts_and_developer_role_are_understood(server: Running) -> None:
