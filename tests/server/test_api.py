@@ -329,7 +329,7 @@ def test_leaving_before_the_first_token_or_without_streaming_stops_it_too() -> N
             with pytest.raises(httpx.ReadTimeout):
                 server.http.post(CHAT, json=body("a long text", stream=stream), timeout=0.05)
             until(lambda: idle(server))
-        assert len(server.runner.batches) <= 4, "it went on for its whole length"
+        assert len(server.runner.batches) <= 12, "it went on for its whole length (24 steps)"
         assert server.chat("x").status_code == 200
 
 
