@@ -153,9 +153,7 @@ class VolumeCatalogue:
             if self._refused.get(key, (None, ""))[0] == state:
                 return None
             model = self._read(key, folder)
-        except (
-            Exception
-        ) as error:  # whatever a version holds, it must not keep the others from being served
+        except Exception as error:  # no version may keep the others from being served
             reason = str(error) if isinstance(error, AdapterError | OSError) else repr(error)
             if isinstance(error, OSError):  # the volume's fault: the next look may fare better
                 state = None
@@ -204,9 +202,7 @@ class VolumeCatalogue:
         if tokenizer is None:
             try:
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-            except (
-                Exception
-            ) as error:  # the library raises whatever the broken part happens to break
+            except Exception as error:  # whatever the broken part happens to break
                 raise AdapterError(f"its tokenizer cannot be read ({error!r})") from None
             if max(tokenizer.get_vocab().values()) >= self._base.config.vocab_size:
                 raise AdapterError("its tokenizer has tokens that the base has no embedding for")

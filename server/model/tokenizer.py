@@ -95,9 +95,8 @@ class IncrementalDecoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._context = (
-            0  # window start: tokens already shown that the next one's text may depend on
-        )
+        # Where the window starts: tokens already shown that the next one's text may depend on.
+        self._context = 0
         self._shown = 0  # tokens whose text has been shown
         self._incomplete = 0  # tokens since the text began to end in an incomplete character
 
