@@ -149,9 +149,8 @@ def _load_and_watch(
     service.set_loaded(loaded)
     while not stopping.wait(settings.adapter_poll_seconds):
         refresh()
-        if (
-            loaded.engine.failure is not None
-        ):  # not all supervisors look at /health; all see an exit
+        # Not all supervisors look at /health; all see an exit.
+        if loaded.engine.failure is not None:
             stop_server()
             return
     loaded.engine.stop()
