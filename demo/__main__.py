@@ -16,6 +16,8 @@ from demo.errors import DemoError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from demo.training import Published
+
 SERVER_PORT, CLIENT_PORT = 8000, 7860
 
 
@@ -122,10 +124,7 @@ def _ask(server: str, adapter: str) -> None:
     asyncio.run(ask_both(server, ("base", adapter), _console()))
 
 
-def _print_losses(published: object) -> None:
-    from demo.training import Published
-
-    assert isinstance(published, Published)
+def _print_losses(published: Published) -> None:
     losses = published.losses
     base, tuned = losses["base"], losses["tuned"]
     _say(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from trainer.card import model_card
 from trainer.durable import Written, copy_file, flush_folder, make_folder, point_link, write_text
 from trainer.errors import TrainerError
 from trainer.manifest import CHAT_TEMPLATE, AdapterError, build_manifest, read_adapter
+from trainer.naming import is_quantised_id, name_problem
 from trainer.record import RunRecord
 from trainer.staging import STAGING_PREFIX, remove_stale, staging_folder
 from trainer.strict_json import strict_json
@@ -39,12 +39,6 @@ OPTIONAL_FILES = (
     "tokenizer.model",
 )
 REPORT_FILES = ("*.html", "*.json", "*.csv", "*.png")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RESERVED_NAME = "base"  # the server's name for the model without an adapter
-_QUANTISED_ID = re.compile(
-    r"(?:^|[-_.])(?:bnb|[48]-?bit|int[48]|nf4|awq|gptq)(?:[-_.]|$)", re.IGNORECASE
-)
 
 
 class PublishError(TrainerError):
@@ -95,7 +89,7 @@ def publish(
 
 def _check_record(record: RunRecord) -> None:
     check_name(record.name)
-    if _QUANTISED_ID.search(record.base.id.rsplit("/", 1)[-1]):
+    if is_quantised_id(record.base.id):
         raise PublishError(
             f"The base {record.base.id!r} names a quantised repository, which a CPU server cannot load; "
             "set the recipe's base to the float model it was made from."
@@ -112,14 +106,9 @@ def _check_record(record: RunRecord) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise PublishError unless `name` may be an adapter's name. To be called before hours of training, too."""
-    if not _NAME.fullmatch(name):
-        raise PublishError(
-            f"{name!r} cannot be an adapter's name; use 1 to 64 letters, digits, '.', '_' or '-', "
-            "beginning with a letter or a digit."
-        )
-    if name == _RESERVED_NAME:
-        raise PublishError(f"The name {name!r} is reserved; choose another name for the adapter.")
+    """Raise PublishError unless `name` may be an adapter's name."""
+    if problem := name_problem(name):
+        raise PublishError(problem)
 
 
 def _sources(adapter_folder: Path, report_folder: Path | None) -> dict[str, Path]:

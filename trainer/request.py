@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import Recipe
 from trainer.errors import ConfigError
+from trainer.naming import is_quantised_id, name_problem
 from trainer.sources import is_local
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +25,15 @@ class RunRequest:
 
 def check_request(request: RunRequest) -> None:
     """Make the output folder. Raises ConfigError if the request cannot be carried out."""
-    if not NAME.fullmatch(request.name) or request.name == "base":
-        raise ConfigError(
-            f"--name {request.name!r} cannot be an adapter's name: letters, digits, dot, dash and underscore, at most "
-            "64, beginning with a letter or digit, and not `base`."
-        )
+    if problem := name_problem(request.name):
+        raise ConfigError(f"--name {problem}")
     if (request.output / "adapter").exists():
         raise ConfigError(f"{request.output} holds a run already; choose another --output.")
     if Path(request.recipe.model.base).is_dir() and request.recipe.model.base_id is None:
         raise ConfigError(
             "model.base is a folder, whose path means nothing elsewhere; name the model with --set model.base_id=ID."
         )
-    if request.recipe.base_id.endswith(("-bnb-4bit", "-bnb-8bit")):
+    if is_quantised_id(request.recipe.base_id):
         raise ConfigError(
             f"{request.recipe.base_id} is a quantised copy; the adapter must name the float base it is served on. "
             "Set model.base_id to it."

@@ -75,7 +75,7 @@ def make_router(service: Service) -> APIRouter:
                 f"'n': this server gives at most {service.max_choices} choices (got {n}).",
                 param="n",
             )
-        # Rendering and tokenising a long conversation takes tens of milliseconds: not on the event loop.
+        # Rendering and tokenising a long conversation takes time: not on the event loop.
         messages = [message.to_message() for message in chat.messages]
         prompt_ids = await asyncio.to_thread(model.encode_chat, messages)
         limit = chat.token_limit

@@ -25,6 +25,12 @@ class Sequence:
     num_computed: int = 0  # prompt tokens whose keys and values are in the cache
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    # Of this choice's generator: choices of one request differ, and none shifts another's draws.
+    seed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(f"{self.params.seed}:{self.index}".encode()).digest()
+        self.seed = int.from_bytes(digest[:8], "little") >> 1
 
     @property
     def capacity(self) -> int:
@@ -38,12 +44,6 @@ class Sequence:
     @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None
-
-    @property
-    def seed(self) -> int:
-        """Of this choice's generator: choices of one request differ, and none shifts another's draws."""
-        digest = hashlib.sha256(f"{self.params.seed}:{self.index}".encode()).digest()
-        return int.from_bytes(digest[:8], "little") >> 1
 
     def append(self, token_id: int) -> str:
         """Take a drawn token; return the text that may be shown now. Sets finish_reason at the end."""

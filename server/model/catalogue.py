@@ -197,7 +197,7 @@ class VolumeCatalogue:
         )
 
     def _tokenizer(self, folder: Path, digests: tuple[str, ...]) -> PreTrainedTokenizerFast:
-        """Shared by all adapters that carry the same one: a Llama-3 tokenizer takes 100 MB."""
+        """Shared by all adapters that carry the same one: a large vocabulary takes much memory."""
         tokenizer = self._tokenizers.get(digests)
         if tokenizer is None:
             try:
