@@ -22,8 +22,9 @@ SOURCES = Path(__file__).resolve().parent / "src"
 LIBRARIES = Path(__file__).resolve().parent / "_lib"
 
 # No -ffast-math: sums keep their order. Contraction gives fused multiply-adds, where the machine has them.
+# Hidden and not unique: two variants in one process must not share a table or a static of the same name.
 FLAGS = (
-    "-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-fvisibility=default",
+    "-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wl,-Bsymbolic",
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
 )  # fmt: skip
 # Variant -> flags. The first is for any machine; the others are chosen at run time (lorachat_cpu_level).

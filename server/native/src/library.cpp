@@ -186,10 +186,12 @@ const char *guarded(const Call &call) {
 
 using namespace lorachat;
 
+#define EXPORT __attribute__((visibility("default")))
+
 extern "C" {
 
 // 3: AVX-512, 2: AVX2 with FMA, 1: neither. Asked of the plain variant, which runs everywhere.
-int lorachat_cpu_level() {
+EXPORT int lorachat_cpu_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -201,25 +203,25 @@ int lorachat_cpu_level() {
 }
 
 // So that the other side can check that it agrees on the layout.
-int lorachat_struct_bytes(int number) {
+EXPORT int lorachat_struct_bytes(int number) {
   return int(number == 0 ? sizeof(Shape) : number == 1 ? sizeof(RowArguments) : sizeof(StepArguments));
 }
 
-const char *lorachat_variant() { return kVariant; }
-int lorachat_block_size() { return kKvBlock; }
-int64_t lorachat_block_bytes(const Shape *shape) {
+EXPORT const char *lorachat_variant() { return kVariant; }
+EXPORT int lorachat_block_size() { return kKvBlock; }
+EXPORT int64_t lorachat_block_bytes(const Shape *shape) {
   return int64_t(KvCache::block_bytes(shape->layers, shape->kv_heads, shape->head_dim));
 }
 
-const char *lorachat_create(const Shape *shape, int threads, int64_t kv_blocks, void **decoder) {
+EXPORT const char *lorachat_create(const Shape *shape, int threads, int64_t kv_blocks, void **decoder) {
   return guarded([&] { *decoder = new Decoder(*shape, threads, kv_blocks); });
 }
 
-void lorachat_destroy(void *decoder) { delete static_cast<Decoder *>(decoder); }
+EXPORT void lorachat_destroy(void *decoder) { delete static_cast<Decoder *>(decoder); }
 
 // One linear layer's weight, (n, k) row-major, as float32 or as bfloat16 bits. layer -1: module 0 is the output matrix,
 // module 1 an embedding of its own. *exact_bf16: how it is stored. The source may be dropped afterwards.
-const char *lorachat_set_matrix(void *handle, int layer, int module, const float *floats, const uint16_t *halves, int n,
+EXPORT const char *lorachat_set_matrix(void *handle, int layer, int module, const float *floats, const uint16_t *halves, int n,
                                 int k, int *exact_bf16) {
   return guarded([&] {
     auto *decoder = static_cast<Decoder *>(handle);
@@ -238,7 +240,7 @@ const char *lorachat_set_matrix(void *handle, int layer, int module, const float
 
 // A vector, copied. kind: 0 input norm, 1 post-attention norm, 2 q norm, 3 k norm, 10 + module: bias.
 // layer -1: 0 final norm, 1 cosines, 2 sines.
-const char *lorachat_set_vector(void *handle, int layer, int kind, const float *values, int64_t count) {
+EXPORT const char *lorachat_set_vector(void *handle, int layer, int kind, const float *values, int64_t count) {
   return guarded([&] {
     auto *decoder = static_cast<Decoder *>(handle);
     auto *copy = static_cast<float *>(decoder->arena.allocate(size_t(count) * 4));
@@ -253,9 +255,9 @@ const char *lorachat_set_vector(void *handle, int layer, int kind, const float *
   });
 }
 
-int64_t lorachat_weight_bytes(void *decoder) { return int64_t(static_cast<Decoder *>(decoder)->arena.used()); }
+EXPORT int64_t lorachat_weight_bytes(void *decoder) { return int64_t(static_cast<Decoder *>(decoder)->arena.used()); }
 
-const char *lorachat_create_adapter(void *decoder, void **adapter) {
+EXPORT const char *lorachat_create_adapter(void *decoder, void **adapter) {
   return guarded([&] {
     auto *created = new Adapter;
     created->layers.resize(static_cast<Decoder *>(decoder)->layers.size());
@@ -263,10 +265,10 @@ const char *lorachat_create_adapter(void *decoder, void **adapter) {
   });
 }
 
-void lorachat_destroy_adapter(void *adapter) { delete static_cast<Adapter *>(adapter); }
+EXPORT void lorachat_destroy_adapter(void *adapter) { delete static_cast<Adapter *>(adapter); }
 
 // The pairs of one layer that read the same input (see kInputOf): a (ranks of all, in) stacked, b each (out, rank).
-const char *lorachat_set_adapter(void *handle, void *adapter_handle, int layer, int input, const float *a, int ranks,
+EXPORT const char *lorachat_set_adapter(void *handle, void *adapter_handle, int layer, int input, const float *a, int ranks,
                                  int in, int count, const int *modules, const int *rank_of, const int *out_of,
                                  const float *const *bs, const float *scalings) {
   return guarded([&] {
@@ -288,7 +290,7 @@ const char *lorachat_set_adapter(void *handle, void *adapter_handle, int layer, 
   });
 }
 
-const char *lorachat_step(void *decoder, const StepArguments *arguments) {
+EXPORT const char *lorachat_step(void *decoder, const StepArguments *arguments) {
   return guarded([&] { step(*static_cast<Decoder *>(decoder), *arguments); });
 }
 
