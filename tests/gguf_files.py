@@ -117,7 +117,7 @@ def _add_vocabulary(writer: Any, size: int) -> None:
 
     vocab = byte_tokenizer().get_vocab()
     tokens = sorted(vocab, key=lambda token: vocab[token])
-    tokens += [f"[PAD{i}]" for i in range(len(tokens), size)]
+    tokens = [*tokens, "ab", *(f"[PAD{i}]" for i in range(len(tokens) + 1, size))][:size]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)

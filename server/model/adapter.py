@@ -77,17 +77,20 @@ def _check_targets(
     settings: LoraSettings, tensors: Mapping[tuple[int, str, str], _Matrix], config: DecoderConfig
 ) -> None:
     """The modules with tensors are those that PEFT would adapt, no more and no fewer."""
-    paths = {module_path(layer, module) for layer, module, _ in tensors}
+    known = [
+        module_path(layer, m) for layer in range(config.num_layers) for m in (*ATTENTION, *MLP)
+    ]
     for target in settings.targets:
-        if not any(path == target or path.endswith(f".{target}") for path in paths):
-            raise AdapterError(f"target_modules names {target}, which has no tensors")
-    for layer in range(config.num_layers):
-        for module in (*ATTENTION, *MLP):
-            path = module_path(layer, module)
-            if settings.adapts(path) and path not in paths:
-                raise AdapterError(f"{CONFIG_FILE} names {path}, which has no tensors")
-            if path in paths and not settings.adapts(path):
-                raise AdapterError(f"{path} has tensors, but {CONFIG_FILE} does not name it")
+        if not any(path == target or path.endswith(f".{target}") for path in known):
+            raise AdapterError(
+                f"target_modules names {target}, which this server puts no adapter on"
+            )
+    present = {module_path(layer, module) for layer, module, _ in tensors}
+    for path in known:
+        if settings.adapts(path) and path not in present:
+            raise AdapterError(f"{CONFIG_FILE} names {path}, which has no tensors")
+        if path in present and not settings.adapts(path):
+            raise AdapterError(f"{path} has tensors, but {CONFIG_FILE} does not name it")
 
 
 def _read_tensors(path: Path, config: DecoderConfig) -> dict[tuple[int, str, str], _Matrix]:

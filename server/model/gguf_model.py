@@ -63,19 +63,20 @@ def settings_of(header: GGUFHeader, file: MappedFile) -> dict[str, Any]:
         raise ModelLoadError(
             f"GGUF models of architecture {family!r} are not served, only: {', '.join(sorted(ARCHITECTURES))}."
         )
-    if data.get("split.count", 1) > 1:
+    if data.get("split.count", 1) not in (0, 1):
         raise ModelLoadError("it is one of several parts; join them with: llama-gguf-split --merge")
 
     def get(name: str) -> Any:
         return data.get(f"{family}.{name}")
 
+    hidden, heads = get("embedding_length"), get("attention.head_count")
     embedding = header.tensors.get("token_embd.weight")
     settings = {
         "model_type": family,
         "num_hidden_layers": get("block_count"),
-        "hidden_size": get("embedding_length"),
+        "hidden_size": hidden,
         "intermediate_size": get("feed_forward_length"),
-        "num_attention_heads": get("attention.head_count"),
+        "num_attention_heads": heads,
         "num_key_value_heads": get("attention.head_count_kv"),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": get("context_length"),
@@ -88,8 +89,8 @@ def settings_of(header: GGUFHeader, file: MappedFile) -> dict[str, Any]:
     head_dim = get("attention.key_length") or (rotated if family == "llama" else None)
     if head_dim is not None:
         settings["head_dim"] = head_dim
-    elif isinstance(get("embedding_length"), int) and get("attention.head_count"):
-        settings["head_dim"] = get("embedding_length") // get("attention.head_count")
+    elif all(isinstance(n, int) and n > 0 for n in (hidden, heads)):
+        settings["head_dim"] = hidden // heads
     if rotated is not None and rotated != settings.get("head_dim"):
         raise ModelLoadError("models that rotate a part of each head are not served.")
     if window := get("attention.sliding_window"):
