@@ -27,6 +27,10 @@ class DecoderConfig:
     vocab_size: int
     rms_norm_eps: float
     max_positions: int
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: bool = False  # RMS norms over each head of q and k, before the rotary embedding
+    tied: bool = True  # the output matrix is the embedding
 
     @property
     def queries_per_kv_head(self) -> int:
