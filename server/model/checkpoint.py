@@ -7,6 +7,7 @@ is read. Reading is safe from several threads.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,10 @@ class Checkpoint:
         Read-only where it is a view of the file; its memory is given back with the last reference to it.
         """
         return self._tensors[name].read()
+
+    @property
+    def num_values(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self._tensors.values())
 
     @property
     def num_bytes(self) -> int:

@@ -6,17 +6,15 @@ threads: the same bits in any company (server/native/src/matrix.h says why).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from server.model.config import DecoderConfig
-from server.model.loader import BaseModel
 from server.model.lora import AdapterWeights
 from server.native.library import (
     INPUTS,
@@ -33,9 +31,34 @@ from server.native.library import (
 from server.step import Batch, Row, RowResult, Sampled
 from server.types import TokenLogprob
 
-log = logging.getLogger("lorachat.model")
+_BLOCKS = {
+    name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+    for name in MODULES
+}
 
-_BLOCKS = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in MODULES}
+
+class Parameters(Protocol):
+    """A checkpoint as this needs it; the names are transformers'."""
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """float32, or uint16 with the bits of bfloat16."""
+        ...
+
+
+class Base(Protocol):
+    """What is needed of a base model. cos, sin: (positions, head_dim // 2)."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+
+    @property
+    def checkpoint(self) -> Parameters: ...
+
+    @property
+    def cos(self) -> npt.NDArray[np.float32]: ...
+
+    @property
+    def sin(self) -> npt.NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +81,21 @@ class StoredWeights:
 class NativeRunner:
     """Owns the packed weights, the KV blocks and the packed adapters."""
 
-    def __init__(self, library: Library, base: BaseModel, *, threads: int, num_blocks: int) -> None:
-        """Reads all weights of base.checkpoint, one tensor at a time. Raises NativeError out of memory."""
+    def __init__(self, library: Library, base: Base, *, kv_cache_bytes: int, threads: int) -> None:
+        """Reads all weights, one tensor at a time.
+
+        Raises ValueError if kv_cache_bytes does not hold one block, NativeError when memory runs out.
+        """
+        shape = shape_of(base.config, len(base.cos))
         self.block_size = library.block_size
-        self.num_blocks = num_blocks
+        self.num_blocks = kv_cache_bytes // library.block_bytes(shape)
+        if self.num_blocks < 1:
+            raise ValueError(
+                f"a KV cache of {kv_cache_bytes} bytes holds no block of {library.block_bytes(shape)}"
+            )
+        self.kernel = library.variant
         self._vocab = base.config.vocab_size
-        self._decoder = NativeDecoder(
-            library, shape_of(base.config, len(base.cos)), threads=threads, num_blocks=num_blocks
-        )
+        self._decoder = NativeDecoder(library, shape, threads=threads, num_blocks=self.num_blocks)
         self.weights = _load(self._decoder, base)
         self._adapters: WeakKeyDictionary[AdapterWeights, NativeAdapter] = WeakKeyDictionary()
 
@@ -95,7 +125,11 @@ class NativeRunner:
         packed = self._decoder.new_adapter()
         for layer in range(self._decoder.shape.layers):
             for number, modules in enumerate(INPUTS):
-                pairs = [(m, p.a, p.b, p.scaling) for m in modules if (p := adapter.pairs.get((layer, m)))]
+                pairs = [
+                    (m, p.a, p.b, p.scaling)
+                    for m in modules
+                    if (p := adapter.pairs.get((layer, m)))
+                ]
                 if pairs:
                     packed.set_input(layer, number, pairs)
         return packed
@@ -116,7 +150,7 @@ def shape_of(config: DecoderConfig, positions: int) -> Shape:
     )
 
 
-def _load(decoder: NativeDecoder, base: BaseModel) -> StoredWeights:
+def _load(decoder: NativeDecoder, base: Base) -> StoredWeights:
     config, read = base.config, base.checkpoint.read
     count, size = [0, 0], [0, 0]  # float32, bfloat16
 
@@ -141,7 +175,10 @@ def _load(decoder: NativeDecoder, base: BaseModel) -> StoredWeights:
     del embedding
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
-        for kind, name in (("input_norm", "input_layernorm"), ("post_attention_norm", "post_attention_layernorm")):
+        for kind, name in (
+            ("input_norm", "input_layernorm"),
+            ("post_attention_norm", "post_attention_layernorm"),
+        ):
             decoder.set_layer_vector(layer, kind, vector(f"{prefix}{name}.weight"))
         if config.qk_norm:
             for kind in ("q_norm", "k_norm"):
@@ -190,7 +227,15 @@ class _Arguments:
         self._copies = batch.copies
         self.adapters: list[AdapterWeights] = []
         self._lists = {
-            name: _Flat() for name in ("token_ids", "block_ids", "banned_ids", "context_ids", "bias_ids", "scored_ids")
+            name: _Flat()
+            for name in (
+                "token_ids",
+                "block_ids",
+                "banned_ids",
+                "context_ids",
+                "bias_ids",
+                "scored_ids",
+            )
         }
         self._biases: list[float] = []
         self._masks: list[object] = []
@@ -218,7 +263,9 @@ class _Arguments:
         if row.scored_ids:
             to.first_scored = lists["scored_ids"].add(row.scored_ids)
         to.logprobs = -1 if params.logprobs is None else min(params.logprobs, vocab)
-        to.prompt_logprobs = -1 if params.prompt_logprobs is None else min(params.prompt_logprobs, vocab)
+        to.prompt_logprobs = (
+            -1 if params.prompt_logprobs is None else min(params.prompt_logprobs, vocab)
+        )
         self._max_top = max(self._max_top, to.logprobs, to.prompt_logprobs)
         if row.num_draws == 0:
             return
@@ -248,8 +295,8 @@ class _Arguments:
     def structure(self, adapter_handles: Sequence[int | None]) -> StepArguments:
         arrays = {name: flat.array() for name, flat in self._lists.items()}
         arrays["copies"] = np.array([(copy.source, copy.target) for copy in self._copies], np.int32)
-        arrays["biases"] = np.array(self._biases, np.float32)  # type: ignore[assignment]
-        arrays["adapters"] = np.array(adapter_handles or [0], np.uint64)  # type: ignore[assignment]
+        arrays["biases"] = np.array(self._biases, np.float32)
+        arrays["adapters"] = np.array(adapter_handles or [0], np.uint64)
         draws, scored = self._num_draws, len(self._lists["scored_ids"].values)
         self._num_sampled = np.zeros(len(self._rows), np.int32)
         self._sampled = _Told(draws, self._max_top)
@@ -286,7 +333,10 @@ class _Arguments:
                 sampled.append(Sampled(token, told))
             first_draw += row.num_draws
             top = row.params.prompt_logprobs or 0
-            scored = [self._scored.entry(first_scored + i, token, top) for i, token in enumerate(row.scored_ids)]
+            scored = [
+                self._scored.entry(first_scored + i, token, top)
+                for i, token in enumerate(row.scored_ids)
+            ]
             first_scored += len(row.scored_ids)
             yield RowResult(tuple(sampled), tuple(scored))
 
@@ -302,5 +352,7 @@ class _Told:
         self.top_logprobs = np.empty((count, max_top), np.float64)
 
     def entry(self, i: int, token_id: int, top: int) -> TokenLogprob:
-        pairs = zip(self.top_ids[i, :top].tolist(), self.top_logprobs[i, :top].tolist(), strict=True)
+        pairs = zip(
+            self.top_ids[i, :top].tolist(), self.top_logprobs[i, :top].tolist(), strict=True
+        )
         return TokenLogprob(token_id, float(self.logprobs[i]), int(self.ranks[i]), tuple(pairs))

@@ -1,4 +1,4 @@
-"""Compiles the native decoder: `python -m server.native.build`. Needs a C++17 compiler (CXX, c++, g++ or clang++).
+"""Compiles the native decoder. Needs a C++17 compiler (CXX, c++, g++ or clang++).
 
 One source, compiled once per instruction set; which of the libraries is loaded is decided where they run, so an image
 that was built on one machine is fast on another. A library's name carries the digest of its sources: after a change
@@ -7,13 +7,11 @@ of these the old ones are not loaded.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,8 +55,8 @@ def variants_here() -> tuple[str, ...]:
     return tuple(VARIANTS) if platform.machine().lower() in ("x86_64", "amd64") else ("plain",)
 
 
-def build(folder: Path = LIBRARIES) -> list[Path]:
-    """Compile what is missing; returns all libraries. Raises BuildError."""
+def build(folder: Path = LIBRARIES) -> list[str]:
+    """Compile what is missing; returns the variants that were compiled. Raises BuildError."""
     missing = [v for v in variants_here() if not library_path(v, folder).exists()]
     if missing:
         compiler = _compiler()
@@ -68,7 +66,7 @@ def build(folder: Path = LIBRARIES) -> list[Path]:
         current = {library_path(variant, folder) for variant in VARIANTS}
         for old in set(folder.glob("lorachat-*.so")) - current:
             old.unlink(missing_ok=True)
-    return [library_path(variant, folder) for variant in variants_here()]
+    return missing
 
 
 def _compiler() -> str:
@@ -85,29 +83,17 @@ def _compile(compiler: str, variant: str, folder: Path) -> None:
     # Written under another name first: a library is there whole or not at all.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         target = Path(scratch) / "library.so"
-        command = [compiler, *FLAGS, *VARIANTS[variant], str(SOURCES / "library.cpp"), "-o", str(target)]
+        command = [
+            compiler,
+            *FLAGS,
+            *VARIANTS[variant],
+            str(SOURCES / "library.cpp"),
+            "-o",
+            str(target),
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
-            raise BuildError(f"{compiler} could not compile the {variant} variant:\n{result.stderr.strip()}")
+            raise BuildError(
+                f"{compiler} could not compile the {variant} variant:\n{result.stderr.strip()}"
+            )
         target.rename(library_path(variant, folder))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m server.native.build", description="Compile the server's native decoder."
-    )
-    parser.add_argument(
-        "--optional", action="store_true", help="without a compiler say so and exit with 0"
-    )
-    options = parser.parse_args()
-    try:
-        for path in build():
-            print(path.name)
-    except BuildError as error:
-        print(f"native: {error}", file=sys.stderr)
-        return 0 if options.optional else 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,13 +27,18 @@ Int32s = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
 
+def _fields(kind: Any, *names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names]
+
+
 class Shape(c.Structure):
     _fields_ = [
-        (name, c.c_int32)
-        for name in (
-            "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocab", "max_positions",
-        )
-    ] + [("rms_eps", c.c_float)]  # fmt: skip
+        *_fields(
+            c.c_int32, "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocab"
+        ),
+        *_fields(c.c_int32, "max_positions"),
+        ("rms_eps", c.c_float),
+    ]
 
 
 class Sampling(c.Structure):
@@ -50,33 +55,31 @@ class Sampling(c.Structure):
 
 class RowArguments(c.Structure):
     _fields_ = [
-        (name, c.c_int32)
-        for name in (
-            "first", "count", "start", "num_draws", "first_block", "adapter", "first_banned", "num_banned",
-            "num_banned_draws", "first_context", "num_prompt", "num_output", "first_bias", "num_bias",
-            "first_scored", "num_scored", "logprobs", "prompt_logprobs",
-        )
-    ] + [
+        *_fields(c.c_int32, "first", "count", "start", "num_draws", "first_block", "adapter"),
+        *_fields(c.c_int32, "first_banned", "num_banned", "num_banned_draws"),
+        *_fields(c.c_int32, "first_context", "num_prompt", "num_output", "first_bias", "num_bias"),
+        *_fields(c.c_int32, "first_scored", "num_scored", "logprobs", "prompt_logprobs"),
         ("sampling", Sampling),
         ("seed", c.c_uint64),
         ("draw", c.c_int64),
         ("allowed", c.c_void_p),
-    ]  # fmt: skip
+    ]
 
 
 class StepArguments(c.Structure):
-    _fields_ = (
-        [(name, c.c_int32) for name in ("num_tokens", "num_rows", "num_copies", "max_top")]
-        + [("token_ids", c.c_void_p), ("rows", c.POINTER(RowArguments))]
-        + [
-            (name, c.c_void_p)
-            for name in (
-                "block_ids", "copies", "adapters", "banned_ids", "context_ids", "bias_ids", "scored_ids", "biases",
-                "num_sampled", "sampled_ids", "sampled_ranks", "sampled_top_ids", "sampled_logprobs",
-                "sampled_top_logprobs", "scored_ranks", "scored_top_ids", "scored_logprobs", "scored_top_logprobs",
-            )
-        ]
-    )  # fmt: skip
+    _fields_ = [
+        *_fields(c.c_int32, "num_tokens", "num_rows", "num_copies", "max_top"),
+        ("token_ids", c.c_void_p),
+        ("rows", c.POINTER(RowArguments)),
+        *_fields(
+            c.c_void_p, "block_ids", "copies", "adapters", "banned_ids", "context_ids", "bias_ids"
+        ),
+        *_fields(c.c_void_p, "scored_ids", "biases", "num_sampled", "sampled_ids", "sampled_ranks"),
+        *_fields(c.c_void_p, "sampled_top_ids", "sampled_logprobs", "sampled_top_logprobs"),
+        *_fields(
+            c.c_void_p, "scored_ranks", "scored_top_ids", "scored_logprobs", "scored_top_logprobs"
+        ),
+    ]
 
 
 class NativeError(Exception):
@@ -170,7 +173,9 @@ class NativeAdapter:
     def __del__(self) -> None:
         self._library.call("destroy_adapter", self.handle)
 
-    def set_input(self, layer: int, number: int, pairs: Sequence[tuple[str, Floats, Floats, float]]) -> None:
+    def set_input(
+        self, layer: int, number: int, pairs: Sequence[tuple[str, Floats, Floats, float]]
+    ) -> None:
         """All pairs (module, A, B, scaling) of the modules INPUTS[number] of one layer."""
         a = np.ascontiguousarray(np.concatenate([pair[1] for pair in pairs]), np.float32)
         bs = [np.ascontiguousarray(pair[2], np.float32) for pair in pairs]
@@ -252,4 +257,3 @@ def pointer(array: npt.NDArray[Any]) -> int:
     """The address of an array's first element; the array must outlive the call it is used in."""
     address: int = array.ctypes.data
     return address
-
