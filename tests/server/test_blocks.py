@@ -208,3 +208,11 @@ def test_what_was_used_last_is_evicted_last_and_ends_before_beginnings() -> None
     pool.close(hog, keep_tail=False)
     kept = {node.token_ids[0] for node in pool.cache.nodes() if node.token_ids[0] != 99}
     assert kept == {10, 14, 30}
+
+
+def test_a_longer_end_takes_the_place_of_a_shorter_one() -> None:
+    pool = BlockPool(20, SIZE)
+    for length in (1, 2, 3):
+        pool.close(computed(pool, [7, 8, 9][:length])[0])
+        assert pool.num_cached == 1
+    assert computed(pool, [7, 8, 9, 6])[1] == 3

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from server.engine.rows import check_results
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 from server.step import Batch, RowResult, Sampled
-from server.types import Event, Failed, Finished, FinishReason, PromptScored
+from server.types import Event, Failed, Finished, FinishReason, PromptScored, TokenLogprob
 from tests.server.fakes import FakeAdapter, ScriptedRunner, encode
 from tests.server.test_sequence import sequence
 
@@ -316,21 +317,24 @@ def test_drafts_throw_nobody_out() -> None:
 # --- faults ---
 
 
-def test_results_that_do_not_fit_change_nothing() -> None:
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [RowResult()],
+        [RowResult((Sampled(1), Sampled(2)))],
+        [RowResult((Sampled(1),), (TokenLogprob(1, -1.0, 1),))],
+        [RowResult((Sampled(1),)), RowResult((Sampled(1),))],
+    ],
+)
+def test_results_that_do_not_fit_are_refused(results: list[RowResult]) -> None:
     scheduled = scheduler()
     scheduled.add(sequence())
     batch = scheduled.next_batch()
     assert batch is not None
-    wrong: list[list[RowResult]] = [
-        [],
-        [RowResult()],
-        [RowResult((Sampled(1), Sampled(2)))],
-        [RowResult((Sampled(1),), scored=(None,))],  # type: ignore[arg-type]
-    ]
-    for results in wrong:
-        with pytest.raises(RuntimeError):
-            scheduled.commit(batch, results)
-    assert len(scheduled.commit(batch, [RowResult((Sampled(5),))])) == 1
+    check_results(batch, [RowResult((Sampled(5),))])
+    with pytest.raises(RuntimeError):
+        check_results(batch, results)
 
 
 def test_an_answer_whose_text_cannot_be_decoded_fails_alone() -> None:
