@@ -301,6 +301,31 @@ def test_the_youngest_is_sent_back_and_loses_nothing() -> None:
         assert alone.output_ids == s.output_ids
 
 
+def test_who_was_sent_back_is_the_first_to_return() -> None:
+    runner = ScriptedRunner(says=x, num_blocks=6)
+    scheduled = scheduler(runner, max_running=2, draft_tokens_per_step=0)
+    for name in "abc":
+        scheduled.add(sequence(name, prompt=tuple(encode(name * 8)), max_tokens=25))
+    spoke = []
+    while scheduled.has_work:
+        spoke += [name for name in drew(step(scheduled, runner)) if name not in spoke[-1:]]
+    assert scheduled.stats.preemptions > 0
+    assert spoke.index("c") > max(at for at, name in enumerate(spoke) if name == "a")
+    first_return = spoke.index("b", spoke.index("b") + 1)
+    assert first_return < spoke.index("c")
+
+
+def test_nobody_is_let_in_who_would_take_the_next_block_of_one_that_runs() -> None:
+    runner = ScriptedRunner(says=x, num_blocks=4)
+    scheduled = scheduler(runner)
+    scheduled.add(sequence("a", prompt=8, max_tokens=10))
+    step(scheduled, runner)
+    scheduled.add(sequence("b", prompt=tuple(range(100, 117)), max_tokens=2))  # three blocks
+    while "b" not in (said := drew(step(scheduled, runner))):
+        assert said == ["a"]
+    assert scheduled.stats.preemptions == 0
+
+
 def test_drafts_throw_nobody_out() -> None:
     runner = ScriptedRunner(says=x, num_blocks=4)
     scheduled = scheduler(runner)

@@ -141,6 +141,10 @@ def simulate(
         stats = scheduler.stats
         assert stats.blocks_used + stats.blocks_cached <= stats.blocks_total
     assert scheduler.pool.num_used == 0, "a leak"
+    for node in scheduler.pool.cache.nodes():
+        assert node.parent is not None
+        is_full = node.token_ids in node.parent.children
+        assert len(node.token_ids) == 4 if is_full else 0 < len(node.token_ids) < 4
     return {key: join(said) for key, said in events.items() if key[0] not in cancelled}, scheduler
 
 
