@@ -2,7 +2,8 @@
 
 request (the caller's) · choice (one of the request's n answers) · sequence (the engine's state of one choice) ·
 batch (rows of one step) · step (one forward pass) · block (a fixed number of positions in the KV cache) ·
-draft (a guessed token, computed before it is drawn) · event (what the engine says) · chunk (what the wire says) · adapter (LoRA weights) · base (the model under it).
+draft (a guessed token, computed before it is drawn) · event (what the engine says) · chunk (what the wire says) ·
+adapter (LoRA weights) · base (the model under it).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""LoRA weights (arXiv:2106.09685) as they lie beside a frozen base: y += scaling · (x Aᵀ) Bᵀ."""
+"""LoRA (arXiv:2106.09685) beside a frozen base: y += scaling · (x Aᵀ) Bᵀ. The base is never merged or copied.
+
+It holds what was read; how it is laid out for computing is the runner's.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class LoraPair:
-    """a: (rank, in), b: (out, rank), float32. scaling: alpha/rank, or alpha/√rank with rsLoRA."""
+    """a: (rank, in), b: (out, rank), float32 and C-contiguous. scaling: alpha/rank, or alpha/√rank with rsLoRA."""
 
     a: NDArray[np.float32]
     b: NDArray[np.float32]
     scaling: float
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class AdapterWeights:
-    """One adapter version's arrays, by (layer, module). Modules it does not train are absent.
+    """One adapter version's tensors, by (layer, module). Modules it does not train are absent.
 
-    Compared by identity, so that a runner can keep what it made of one for as long as it lives.
+    Equal only to itself and weakly referenceable, so that a runner can keep its own copy for as long as this lives.
+
+    digest: 64 hex digits over scalings and values: the same for equal adapters, whatever they are called and
+        whatever type their file stores.
     """
 
     key: str

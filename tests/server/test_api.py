@@ -58,7 +58,7 @@ def running(
     keepalive = options.pop("keepalive_seconds", 15)
     engine = Engine(
         runner,
-        Limits(max_running=2, max_step_tokens=64, cache_tokens=600),
+        Limits(max_running=2, max_step_tokens=64),
         max_context=256,
         max_waiting=options.pop("max_waiting", 8),
     )
