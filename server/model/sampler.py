@@ -27,6 +27,8 @@ Logits = NDArray[np.float32] | NDArray[np.float64]
 Ids = NDArray[np.intp]
 
 _MASK = (1 << 64) - 1
+# More weights than these are not sorted for top_p before most of them are told apart more cheaply.
+SORTED_AT_MOST = 1024
 
 
 def draw_row(logits: NDArray[np.float32], row: Row) -> tuple[Sampled, ...]:
@@ -50,15 +52,18 @@ def draw_row(logits: NDArray[np.float32], row: Row) -> tuple[Sampled, ...]:
 
 def score(logits: NDArray[np.float32], token_id: int, top: int) -> TokenLogprob:
     """How likely the model itself finds a token. logits: (vocab,) float32; top: how many alternatives to tell."""
-    below = logits.astype(np.float64) - float(logits.max())
-    log_total = math.log(np.exp(below).sum())
+    peak = float(logits.max())
+    total = logits.astype(np.float64)
+    total -= peak
+    log_total = math.log(np.exp(total, out=total).sum())
     best = _largest(logits, top)
     best = best[np.argsort(-logits[best], kind="stable")]
+    values = logits[best].astype(np.float64) - peak - log_total
     return TokenLogprob(
         token_id=token_id,
-        logprob=float(below[token_id] - log_total),
+        logprob=float(logits[token_id]) - peak - log_total,
         rank=int(np.count_nonzero(logits >= logits[token_id])),
-        top=tuple(zip(best.tolist(), (below[best] - log_total).tolist(), strict=True)),
+        top=tuple(zip(best.tolist(), values.tolist(), strict=True)),
     )
 
 
@@ -121,42 +126,55 @@ def _choose(logits: Logits, params: SamplingParams, seed: int, number: int) -> i
     if params.is_greedy:
         return int(logits.argmax())
     kept = _candidates(logits, params)
-    values = logits[kept].astype(np.float64)
+    # Made into the weights and their sums in place: arrays of a vocabulary's size cost more to get than to fill.
+    weights = (logits if kept is None else logits[kept]).astype(np.float64)
+    weights -= weights.max()
     with np.errstate(over="ignore"):  # a temperature near zero: minus infinity, weight 0, is right
-        weights = np.exp((values - values.max()) / params.temperature)
+        weights /= params.temperature
+    np.exp(weights, out=weights)
     if params.top_p < 1:
         nucleus = _nucleus(weights, params.top_p)
-        kept, weights = kept[nucleus], weights[nucleus]
+        kept, weights = nucleus if kept is None else kept[nucleus], weights[nucleus]
     if params.min_p > 0:
-        likely = weights >= params.min_p * weights.max()
-        kept, weights = kept[likely], weights[likely]
-    cumulative = weights.cumsum()
+        likely = np.flatnonzero(weights >= params.min_p * weights.max())
+        kept, weights = likely if kept is None else kept[likely], weights[likely]
+    cumulative = weights.cumsum(out=weights)
     index = int(cumulative.searchsorted(uniform(seed, number) * cumulative[-1], side="right"))
-    if index == len(kept):  # u * total was rounded up to total: the last token that has any weight
+    if index == len(cumulative):  # u * total was rounded up to total: the last token of any weight
         index = int(cumulative.searchsorted(cumulative[-1]))
-    return int(kept[index])
+    return index if kept is None else int(kept[index])
 
 
-def _candidates(logits: Logits, params: SamplingParams) -> Ids:
-    """Ascending ids that are worth a weight: what top_k keeps, or a little more than what min_p keeps."""
+def _candidates(logits: Logits, params: SamplingParams) -> Ids | None:
+    """Ascending ids that are worth a weight: what top_k keeps, or a little more than what min_p keeps. None: all."""
     if 0 < params.top_k < len(logits):
         return _largest(logits, params.top_k)
     if params.min_p > 0 and params.top_p >= 1:
         lowest = float(logits.max()) + params.temperature * math.log(params.min_p * (1 - 1e-6))
         kind = logits.dtype.type
         return np.flatnonzero(logits >= np.nextafter(kind(lowest), kind(-np.inf)))
-    return np.arange(len(logits))
+    return None
 
 
 def _nucleus(weights: NDArray[np.float64], top_p: float) -> Ids:
     """Ascending indices of the smallest prefix, in descending weight, with at least top_p of the mass."""
-    total = weights.sum()
+    target = top_p * weights.sum()
     # All weights below this one together are less than half of what may be left out: no need to sort them.
-    lowest = (1 - top_p) * total / (2 * len(weights))
+    lowest = (1 - top_p) * weights.sum() / (2 * len(weights))
     indices = np.flatnonzero(weights >= lowest)
+    sure, mass = indices[:0], 0.0
+    if len(indices) > SORTED_AT_MOST:
+        # Nor those of a flat distribution: only the bin in which the target lies. The upper bits of a positive
+        # float64, as an integer, grow with its value: here in eight bins to a factor of two.
+        bins = weights[indices].view(np.int64) >> 49
+        bins = bins.max() - bins
+        masses = np.bincount(bins, weights[indices]).cumsum()
+        last = min(int(masses.searchsorted(target)), len(masses) - 1)
+        sure, mass = indices[bins < last], masses[last - 1] if last else 0.0
+        indices = indices[bins == last]
     indices = indices[np.argsort(-weights[indices], kind="stable")]
-    count = int(weights[indices].cumsum().searchsorted(top_p * total)) + 1
-    return np.sort(indices[:count])
+    count = int((mass + weights[indices].cumsum()).searchsorted(target)) + 1
+    return np.sort(np.concatenate((sure, indices[:count])))
 
 
 def _largest(values: Logits, count: int) -> Ids:

@@ -25,7 +25,7 @@ from server.model.torch_blocks import BlockPool
 LoraTensors = Mapping[tuple[int, str], tuple[Tensor, Tensor, float]]
 
 
-class Checkpoint(Protocol):
+class ParameterSource(Protocol):
     def read(self, name: str) -> NDArray[Any]:
         """A tensor by transformers' name: float32, or uint16 that holds the bits of bfloat16 values."""
         ...
@@ -74,7 +74,7 @@ class TorchDecoder:
     def __init__(
         self,
         config: DecoderConfig,
-        checkpoint: Checkpoint,
+        checkpoint: ParameterSource,
         cos: NDArray[np.float32],
         sin: NDArray[np.float32],
     ) -> None:
