@@ -84,3 +84,8 @@ def test_what_is_not_computed_is_refused_by_name(
 ) -> None:
     with pytest.raises(ModelLoadError, match=reason):
         read_config(fields_of(name) | changes)
+
+
+def test_a_damaged_number_of_layers_is_refused_before_anything_is_made_for_each() -> None:
+    with pytest.raises(ModelLoadError, match="num_hidden_layers"):
+        read_config(fields_of("llama-2", num_hidden_layers=2**30))

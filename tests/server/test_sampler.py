@@ -21,6 +21,7 @@ from tests.server.sampler_reference import (
     Allow,
     draw_slowly,
     processed_slowly,
+    random_settings,
     splitmix64,
     weights_slowly,
 )
@@ -75,14 +76,7 @@ def random_row(chance: random.Random, vocab: int) -> Row:
         banned_ids=some(4),
         num_banned_draws=chance.randint(0, 2),
         constraint=constraint if constrained else None,
-        temperature=chance.choice([0, 1e-3, 0.3, 1.0, 2.0]),
-        top_k=chance.choice([0, 0, 1, 2, 5, 40, vocab + 9]),
-        top_p=chance.choice([1.0, 1.0, 1e-9, 0.3, 0.95, 0.999999]),
-        min_p=chance.choice([0.0, 0.0, 0.02, 0.5, 1.0]),
-        presence_penalty=chance.choice([0, 0, -1.5, 0.7]),
-        frequency_penalty=chance.choice([0, 0, -0.4, 1.1]),
-        repetition_penalty=chance.choice([1, 1, 0.8, 1.4]),
-        logit_bias=tuple((t, chance.uniform(-9, 9)) for t in some(5)),
+        **random_settings(chance, vocab),
     )
 
 
