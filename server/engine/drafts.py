@@ -10,7 +10,7 @@ from __future__ import annotations
 # What one more token costs a step, as a share of what a step of one token costs.
 DRAFT_COST = 0.08
 MAX_DRAFTS = 4
-_WEIGHT = 0.15  # of the newest draft in the estimate of how many are right
+_WEIGHT = 0.08  # of the newest draft in the estimate of how many are right
 _MIN_BACKOFF, _MAX_BACKOFF = 16, 256  # steps without a draft, until one is tried again
 
 

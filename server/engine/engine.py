@@ -6,15 +6,17 @@ It knows nothing about HTTP, and nothing about tensors: the model is a Runner.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 
 from server.engine.drain_rate import DrainRate
+from server.engine.generation import Generation, deliver
+from server.engine.rows import check_results
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.text import TextStream
@@ -29,49 +31,13 @@ from server.errors import (
 from server.step import Runner
 from server.types import EngineStats, Event, Failed, Finished, GenerationRequest
 
+__all__ = ["DEAD", "MAX_FAILED_STEPS", "Engine", "Generation"]
+
 log = logging.getLogger("lorachat.engine")
 
 # A step that fails is the fault of its requests, until it happens this often with no good step between.
 MAX_FAILED_STEPS = 3
 DEAD = "The engine has stopped after a failure and cannot go on."
-
-
-class Generation:
-    """A request on its way: iterate over its events, or cancel it. Belongs to one event loop."""
-
-    def __init__(self, engine: Engine, request: GenerationRequest, key: str) -> None:
-        self.request = request
-        self._engine = engine
-        self._key = key
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._open_choices = request.n
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the last event has been taken."""
-        return self._open_choices == 0
-
-    async def next_event(self) -> Event:
-        """The next event. Every choice ends in one Finished, or the whole request in one Failed."""
-        event = await self._events.get()
-        if isinstance(event, Finished):
-            self._open_choices -= 1
-        elif isinstance(event, Failed):
-            self._open_choices = 0
-        return event
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while not self.is_finished:
-            yield await self.next_event()
-
-    def cancel(self) -> None:
-        """Stop computing. Safe at any time, any number of times, also after the end."""
-        self._engine.cancel(self._key)
-
-    def _put(self, events: Iterable[Event]) -> None:
-        for event in events:
-            self._events.put_nowait(event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +113,7 @@ class Engine:
                 request.n
             )  # before the work of making sequences, which a flood must not cost
         key = f"{request.id}#{next(self._keys)}"  # callers choose request.id, so it may repeat
-        generation = Generation(self, request, key)
+        generation = Generation(request, functools.partial(self.cancel, key))
         sequences = _sequences(request, key)
         with self._wake:
             self._check_open(request.n)
@@ -205,7 +171,8 @@ class Engine:
                 continue
             self._account()
             try:
-                said = self._scheduler.commit(batch, self._runner.step(batch))
+                results = self._runner.step(batch)
+                check_results(batch, results)
             except Exception as error:
                 log.exception("a step of %d rows failed", len(batch.rows))
                 failed_steps += 1
@@ -216,6 +183,7 @@ class Engine:
                     return
                 continue
             failed_steps = 0
+            said = self._scheduler.commit(batch, results)
             self._publish(said, time.monotonic() - begun)
         self._fail_all(UnavailableError("The server is shutting down."))
 
@@ -260,7 +228,7 @@ class Engine:
             if isinstance(event, Finished):
                 finished.append(sequence.request_id)
             generation = self._generations[sequence.request_id]
-            outbox.setdefault(generation._loop, []).append((generation, event))
+            outbox.setdefault(generation.loop, []).append((generation, event))
         self._account(len(finished))
         with self._wake:
             self._drain_rate.observe(len(finished), step_seconds)
@@ -269,7 +237,7 @@ class Engine:
             if key not in failed and not self._scheduler.has_request(key):
                 self._generations.pop(key, None)
         for loop, events in outbox.items():
-            _call(loop, events)
+            deliver(loop, events)
         for key, error in failed.items():
             log.error("an answer failed", exc_info=error.__cause__)
             self._fail(key, error)
@@ -287,7 +255,7 @@ class Engine:
     def _fail(self, key: str, error: Exception, *, keep_tails: bool = True) -> None:
         generation = self._end_request(key, keep_tails=keep_tails)
         if generation is not None:
-            _call(generation._loop, [(generation, Failed(error))])
+            deliver(generation.loop, [(generation, Failed(error))])
 
     def _fail_all(self, error: Exception) -> None:
         for key in list(self._generations):
@@ -304,7 +272,7 @@ class Engine:
             self._stats = replace(self._stats, running=0, blocks_used=0)
         log.critical("the engine has stopped: %s", type(cause).__name__)
         for generation in self._generations.values():  # nothing of the model is touched any more
-            _call(generation._loop, [(generation, Failed(EngineDeadError(DEAD)))])
+            deliver(generation.loop, [(generation, Failed(EngineDeadError(DEAD)))])
         self._generations.clear()
 
 
@@ -333,14 +301,3 @@ def _sequences(request: GenerationRequest, key: str) -> tuple[Sequence, ...]:
 
 def _step_failure(error: Exception) -> EngineError:
     return EngineError(f"The model failed on this request ({type(error).__name__}).")
-
-
-def _call(loop: asyncio.AbstractEventLoop, events: list[tuple[Generation, Event]]) -> None:
-    def deliver() -> None:
-        for generation, event in events:
-            generation._put([event])
-
-    try:
-        loop.call_soon_threadsafe(deliver)
-    except RuntimeError:  # that loop has closed: nobody is left to read
-        log.debug("events for a closed event loop were dropped")

@@ -197,17 +197,17 @@ class PrefixCache:
                 self._touch(node)
                 self._note_if_evictable(node)
                 return [block_id]
-        freed = self._remove_beginnings(parent, tokens)
         node = parent.tails[tokens] = Node(tokens, block_id, parent)
         self._num_nodes += 1
         self._num_idle += 1
         self._touch(node)
         self._note_if_evictable(node)
-        return freed
+        # Only now: a root that is left empty is dropped.
+        return self._remove_beginnings(parent, tokens)
 
     def _remove_beginnings(self, parent: Node, tokens: Tokens) -> list[int]:
         """Remove the tails that a block with these tokens makes superfluous; their blocks."""
-        covered = [t for t in parent.tails if t == tokens[: len(t)]]
+        covered = [t for t in parent.tails if len(t) < len(tokens) and t == tokens[: len(t)]]
         return [self._remove(parent.tails[t]) for t in covered]
 
     def _remove(self, node: Node) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from server.engine.blocks import BlockPool
 from server.engine.drafts import MAX_DRAFTS, Drafter, break_even
+from server.engine.rows import decoding_row, prefill_row
 from server.engine.sequence import Sequence
 from server.errors import EngineError
 from server.step import Batch, BlockCopy, Row, RowResult
@@ -107,12 +108,7 @@ class Scheduler:
         copies: list[BlockCopy] = []
         pieces = self._prefill(len(decoding), copies, may_admit=may_admit)
         drafts = {} if pieces else self._draft(decoding)
-        rows = []
-        for sequence in decoding:
-            guessed = drafts.get(sequence, ())
-            rows.append(
-                _row(sequence, (sequence.token_ids[-1], *guessed), num_draws=1 + len(guessed))
-            )
+        rows = [decoding_row(sequence, drafts.get(sequence, ())) for sequence in decoding]
         self._in_step = decoding + [sequence for sequence, _ in pieces]
         rows += [row for _, row in pieces]
         if not rows:
@@ -120,13 +116,11 @@ class Scheduler:
         return Batch(tuple(rows), tuple(copies))
 
     def commit(self, batch: Batch, results: list[RowResult]) -> list[tuple[Sequence, Event]]:
-        """Take a step's results. Returns what is to be said, in order.
+        """Take the results of the last batch, that fit it. Returns what is to be said, in order.
 
         Finished sequences have left when this returns. One whose own text or grammar fails gets Failed; it is still
-        there, for the caller to remove with its request. Raises RuntimeError, and has changed nothing, if the
-        results do not fit the batch.
+        there, for the caller to remove with its request.
         """
-        _check(batch, results)
         self._steps += 1
         said: list[tuple[Sequence, Event]] = []
         for sequence, row, result in zip(self._in_step, batch.rows, results, strict=True):
@@ -208,7 +202,7 @@ class Scheduler:
         pieces: list[tuple[Sequence, Row]] = []
         for sequence in self._running:
             if budget and not sequence.is_decoding:
-                pieces.append((sequence, _piece(sequence, budget)))
+                pieces.append((sequence, prefill_row(sequence, budget)))
                 budget -= len(pieces[-1][1].token_ids)
         # Only such as get a row now: a copy belongs to a row, and fails with it.
         for sequence in self._waiting.copy() if may_admit else ():
@@ -218,7 +212,7 @@ class Scheduler:
                 continue  # soon it finds its prompt computed; those behind it need not wait for that
             if not self._admit(sequence, copies):
                 break  # strictly in order: letting smaller ones pass could starve this one
-            pieces.append((sequence, _piece(sequence, budget)))
+            pieces.append((sequence, prefill_row(sequence, budget)))
             budget -= len(pieces[-1][1].token_ids)
         return pieces
 
@@ -286,48 +280,3 @@ class Scheduler:
 
 def _arrival(sequence: Sequence) -> int:
     return sequence.arrival
-
-
-def _piece(sequence: Sequence, budget: int) -> Row:
-    """The next tokens of a sequence whose text is not yet computed, `budget` of them at most."""
-    assert sequence.table is not None
-    start = sequence.table.num_computed
-    end = min(start + budget, len(sequence.token_ids))
-    draws = end == len(sequence.token_ids) and sequence.params.max_tokens > 0
-    scored = tuple(sequence.prompt_ids[start + 1 : end + 1]) if sequence.is_scoring else ()
-    return _row(sequence, tuple(sequence.token_ids[start:end]), num_draws=int(draws), scored=scored)
-
-
-def _row(
-    sequence: Sequence, token_ids: tuple[int, ...], *, num_draws: int, scored: tuple[int, ...] = ()
-) -> Row:
-    assert sequence.table is not None
-    drawn = len(sequence.output_ids)
-    banned_draws = min(num_draws, sequence.params.min_tokens - drawn)
-    return Row(
-        token_ids=token_ids,
-        start=sequence.table.num_computed,
-        block_ids=sequence.table.block_ids,
-        num_draws=num_draws,
-        params=sequence.params,
-        seed=sequence.seed,
-        draw=drawn,
-        adapter=sequence.adapter,
-        prompt_ids=sequence.prompt_ids,
-        output_ids=sequence.output_ids,
-        banned_ids=sequence.banned_ids if banned_draws > 0 else (),
-        num_banned_draws=max(0, banned_draws),
-        constraint=sequence.constraint,
-        scored_ids=scored,
-    )
-
-
-def _check(batch: Batch, results: list[RowResult]) -> None:
-    if len(results) != len(batch.rows):
-        raise RuntimeError(f"{len(results)} results for {len(batch.rows)} rows")
-    for row, result in zip(batch.rows, results, strict=True):
-        drawn = len(result.sampled)
-        if drawn > row.num_draws or (drawn == 0) != (row.num_draws == 0):
-            raise RuntimeError(f"{drawn} tokens drawn where there were {row.num_draws} draws")
-        if len(result.scored) != len(row.scored_ids):
-            raise RuntimeError(f"{len(result.scored)} of {len(row.scored_ids)} tokens were scored")

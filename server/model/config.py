@@ -119,8 +119,8 @@ def _positions(family: str, values: Mapping[str, Any]) -> int:
     window = values.get("sliding_window")
     if family in SLIDING_WINDOW and window is not None:
         return min(positions, _size(values, "sliding_window"))
-    if "sliding_attention" in (values.get("layer_types") or ()):
-        raise ModelLoadError("layers with a sliding window are not served in this family.")
+    if others := {str(kind) for kind in values.get("layer_types") or ()} - {"full_attention"}:
+        raise ModelLoadError(f"layers of type {', '.join(sorted(others))} are not served.")
     return positions
 
 

@@ -198,13 +198,23 @@ def test_equal_blocks_are_held_once() -> None:
 
 
 def test_what_was_used_last_is_evicted_last_and_ends_before_beginnings() -> None:
-    pool = BlockPool(6, SIZE)
+    pool = BlockPool(7, SIZE)
     for start in (10, 20, 30):
         pool.close(computed(pool, list(range(start, start + 2 * SIZE)))[0])
-    table, found = computed(pool, list(range(10, 10 + 2 * SIZE)))  # used again
-    pool.close(table)
-    assert found == 2 * SIZE - 1
-    hog, _ = computed(pool, [99] * 3 * SIZE)  # three blocks must go
-    pool.close(hog, keep_tail=False)
-    kept = {node.token_ids[0] for node in pool.cache.nodes() if node.token_ids[0] != 99}
-    assert kept == {10, 14, 30}
+    table, found = computed(pool, [*range(10, 10 + 2 * SIZE), 0])  # used again
+    pool.close(table, keep_tail=False)
+    assert found == 2 * SIZE
+    order = []
+    while pool.num_cached:
+        before = {node.token_ids[0] for node in pool.cache.nodes()}
+        pool.cache.evict()
+        order += before - {node.token_ids[0] for node in pool.cache.nodes()}
+    assert order == [24, 20, 34, 30, 14, 10]
+
+
+def test_a_longer_end_takes_the_place_of_a_shorter_one() -> None:
+    pool = BlockPool(20, SIZE)
+    for length in (1, 2, 3):
+        pool.close(computed(pool, [7, 8, 9][:length])[0])
+        assert pool.num_cached == 1
+    assert computed(pool, [7, 8, 9, 6])[1] == 3

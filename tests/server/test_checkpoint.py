@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from server.errors import ModelLoadError
 from server.model.checkpoint import Checkpoint, open_checkpoint
+from server.model.safetensors_file import (
+    FLOAT_TYPES,
+    BytesInMemory,
+    SafetensorsError,
+    read_entry,
+    read_table,
+)
 from tests.families import FAMILIES, make_model, write_model
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
@@ -257,3 +266,28 @@ def test_tensors_at_odd_addresses_are_read_too(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert_holds(checkpoint, model)
     assert all(checkpoint.read(name).flags.aligned for name in checkpoint.names)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=4))
+def test_whatever_is_changed_in_a_header_it_is_read_whole_or_refused(
+    whole_file: bytes, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(whole_file)
+    for at, value in changes:
+        data[at] = value
+    source = BytesInMemory(bytes(data))
+    try:
+        table = read_table(source)
+    except SafetensorsError:
+        return
+    for entry in table.values():
+        if entry.dtype in FLOAT_TYPES:
+            assert read_entry(source, entry).shape == entry.shape
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("whole")
+    write_model(folder, "llama-2", num_hidden_layers=1)
+    return (folder / SINGLE).read_bytes()

@@ -275,6 +275,21 @@ def test_a_prompt_that_is_too_long_alone_is_told_its_own_length() -> None:
     run(test)
 
 
+def test_what_a_failed_step_was_to_copy_is_not_found_later() -> None:
+    async def test() -> None:
+        def fail_on_poison(batch: Batch) -> None:
+            if any(encode("!")[0] in row.token_ids for row in batch.rows):
+                raise RuntimeError
+
+        # Of the second request's three blocks one is the end of the first, given away while it is being copied.
+        async with running(ScriptedRunner(before_step=fail_on_poison, num_blocks=3)) as engine:
+            for prompt in ("hello", "hello" + "!" * 15, "hello you"):
+                events = [event async for event in engine.submit(request(prompt, max_tokens=1))]
+                assert isinstance(events[-1], Failed if "!" in prompt else Finished)
+
+    run(test)
+
+
 def test_a_request_larger_than_the_cache_is_refused() -> None:
     async def test() -> None:
         async with running(ScriptedRunner(num_blocks=3)) as engine:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from server.errors import ModelLoadError
 from server.model.checkpoint import open_checkpoint
@@ -209,3 +211,29 @@ def test_cut_anywhere_it_is_refused_and_never_read_beyond_its_end(tmp_path: Path
         path.write_bytes(data[:size])
         with pytest.raises(ModelLoadError):
             open_checkpoint(path)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_whatever_is_changed_in_a_header_it_is_read_whole_or_refused(
+    small_file: Path, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(small_file.read_bytes())
+    for at, value in changes:
+        data[at] = value
+    path = small_file.with_name("changed.gguf")
+    path.unlink(missing_ok=True)  # a map of the last one may still be alive: not into its file
+    path.write_bytes(data)
+    try:
+        checkpoint = open_checkpoint(path)
+    except ModelLoadError:
+        return
+    for name in checkpoint.names:
+        assert checkpoint.read(name).shape == checkpoint.shape(name)
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "m.gguf"
+    write_gguf(path, make_model("llama-3.2", num_hidden_layers=1), "F16")
+    return path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,3 +154,28 @@ print([name for name in sys.modules if name.split(".")[0] in ("torch", "peft", "
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_a_hub_id_is_served_from_the_librarys_cache_without_a_network(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """The cache as huggingface_hub lays it out, in a process of its own: the library looks once where it is."""
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    shutil.copytree(tiny_model, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    program = """
+from server.model.loader import load_base
+base = load_base("someone/tiny")
+print(base.id, base.max_context, len(base.checkpoint.names))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["someone/tiny", "512", "20"]

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from server.engine.rows import check_results
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 from server.step import Batch, RowResult, Sampled
-from server.types import Event, Failed, Finished, FinishReason, PromptScored
+from server.types import Event, Failed, Finished, FinishReason, PromptScored, TokenLogprob
 from tests.server.fakes import FakeAdapter, ScriptedRunner, encode
 from tests.server.test_sequence import sequence
 
@@ -300,6 +301,31 @@ def test_the_youngest_is_sent_back_and_loses_nothing() -> None:
         assert alone.output_ids == s.output_ids
 
 
+def test_who_was_sent_back_is_the_first_to_return() -> None:
+    runner = ScriptedRunner(says=x, num_blocks=6)
+    scheduled = scheduler(runner, max_running=2, draft_tokens_per_step=0)
+    for name in "abc":
+        scheduled.add(sequence(name, prompt=tuple(encode(name * 8)), max_tokens=25))
+    spoke = []
+    while scheduled.has_work:
+        spoke += [name for name in drew(step(scheduled, runner)) if name not in spoke[-1:]]
+    assert scheduled.stats.preemptions > 0
+    assert spoke.index("c") > max(at for at, name in enumerate(spoke) if name == "a")
+    first_return = spoke.index("b", spoke.index("b") + 1)
+    assert first_return < spoke.index("c")
+
+
+def test_nobody_is_let_in_who_would_take_the_next_block_of_one_that_runs() -> None:
+    runner = ScriptedRunner(says=x, num_blocks=4)
+    scheduled = scheduler(runner)
+    scheduled.add(sequence("a", prompt=8, max_tokens=10))
+    step(scheduled, runner)
+    scheduled.add(sequence("b", prompt=tuple(range(100, 117)), max_tokens=2))  # three blocks
+    while "b" not in (said := drew(step(scheduled, runner))):
+        assert said == ["a"]
+    assert scheduled.stats.preemptions == 0
+
+
 def test_drafts_throw_nobody_out() -> None:
     runner = ScriptedRunner(says=x, num_blocks=4)
     scheduled = scheduler(runner)
@@ -316,21 +342,24 @@ def test_drafts_throw_nobody_out() -> None:
 # --- faults ---
 
 
-def test_results_that_do_not_fit_change_nothing() -> None:
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [RowResult()],
+        [RowResult((Sampled(1), Sampled(2)))],
+        [RowResult((Sampled(1),), (TokenLogprob(1, -1.0, 1),))],
+        [RowResult((Sampled(1),)), RowResult((Sampled(1),))],
+    ],
+)
+def test_results_that_do_not_fit_are_refused(results: list[RowResult]) -> None:
     scheduled = scheduler()
     scheduled.add(sequence())
     batch = scheduled.next_batch()
     assert batch is not None
-    wrong: list[list[RowResult]] = [
-        [],
-        [RowResult()],
-        [RowResult((Sampled(1), Sampled(2)))],
-        [RowResult((Sampled(1),), scored=(None,))],  # type: ignore[arg-type]
-    ]
-    for results in wrong:
-        with pytest.raises(RuntimeError):
-            scheduled.commit(batch, results)
-    assert len(scheduled.commit(batch, [RowResult((Sampled(5),))])) == 1
+    check_results(batch, [RowResult((Sampled(5),))])
+    with pytest.raises(RuntimeError):
+        check_results(batch, results)
 
 
 def test_an_answer_whose_text_cannot_be_decoded_fails_alone() -> None:
