@@ -233,6 +233,15 @@ def test_greedy_takes_the_lowest_of_equals_and_no_random_number(draw: DrawRow) -
     assert {drawn(draw, logits, row(temperature=0, seed=i))[0] for i in range(9)} == {1}
 
 
+@pytest.mark.parametrize("params", [{}, {"top_k": 2}, {"top_p": 0.99}, {"min_p": 1e-9}], ids=str)
+def test_the_number_zero_draws_no_banned_token(params: dict[str, float], draw: DrawRow) -> None:
+    seed = -0x9E3779B97F4A7C15  # its first number is zero
+    assert uniform(seed, 0) == 0
+    logits = np.array([[9.0, 5.0, 4.5, 4.0]], dtype=np.float32)
+    settled = row(banned_ids=(0,), num_banned_draws=1, seed=seed, **params)
+    assert drawn(draw, logits, settled) == [1]
+
+
 def test_penalties_count_the_drafts_that_were_right(draw: DrawRow) -> None:
     logits = np.array([[0.0, 5.0, 4.5, 4.25]] * 4, dtype=np.float32)
     settled = row(drafts=(1, 2, 3), temperature=0, frequency_penalty=1.0)
