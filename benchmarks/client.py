@@ -73,7 +73,8 @@ async def ask(
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             async for data in response.aiter_raw():
-                arrivals.append((time.perf_counter(), data))
+                # One by one: an error in the middle must not lose what came before.
+                arrivals += ((time.perf_counter(), data),)
             if response.status_code != 200:
                 said = b"".join(data for _, data in arrivals)[:300].decode("utf-8", "replace")
                 return Sample(

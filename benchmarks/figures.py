@@ -59,9 +59,7 @@ def summarise(samples: Sequence[Sample], concurrency: int) -> Level:
     gaps = [
         1e3 * (b - a)
         for sample in good
-        for a, b in zip(
-            sample.recording.text_times, sample.recording.text_times[1:], strict=False
-        )
+        for a, b in zip(sample.recording.text_times, sample.recording.text_times[1:], strict=False)
     ]
     return Level(
         concurrency=concurrency,

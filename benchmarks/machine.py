@@ -29,7 +29,9 @@ def this_machine() -> Machine:
     )
     fields = {key.strip(): value.strip() for key, value in fields.items()}
     flags = fields.get("flags", fields.get("Features", "")).split()
-    model = f" (family {fields['cpu family']}, model {fields['model']})" if "model" in fields else ""
+    model = (
+        f" (family {fields['cpu family']}, model {fields['model']})" if "model" in fields else ""
+    )
     return Machine(
         cpu=fields.get("model name", platform.machine()) + model,
         cores=len(os.sched_getaffinity(0)),

@@ -1,4 +1,4 @@
-"""One measurement of one server: start, loads at several concurrencies, conversations, memory, with the probe around it."""
+"""One measurement of one server: start, loads, conversations and memory, with the bandwidth probe around it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class Server:
     environment: Mapping[str, str]
     targets: Mapping[str, Sequence[Target]]
     start_seconds: float = 180
-    concurrencies: tuple[int, ...] | None = None  # fewer than the plan's, where more would take for ever
+    concurrencies: tuple[int, ...] | None = (
+        None  # fewer than the plan's, where more would take for ever
+    )
 
 
 def measure(
@@ -87,7 +89,9 @@ def measure(
     before = bandwidth(threads)
     with ServerProcess(server.command(port), url, log, server.environment) as process:
         kinds = [kind for kind in kinds if kind in server.targets]
-        first_token = process.wait_for_first_token(server.targets[kinds[0]][0], server.start_seconds)
+        first_token = process.wait_for_first_token(
+            server.targets[kinds[0]][0], server.start_seconds
+        )
         for kind in kinds:
             targets = server.targets[kind]
             levels, turns = asyncio.run(_load(url, targets, server, plan, workload))

@@ -131,7 +131,9 @@ def _once(folder: Path, write: Callable[[Path], None]) -> None:
 
 def embedded_model() -> Path:
     """Where `make model` puts the embedded model."""
-    return Path(os.environ.get("LORACHAT_CACHE") or ROOT / ".cache") / "models/smollm2-135m-instruct"
+    return (
+        Path(os.environ.get("LORACHAT_CACHE") or ROOT / ".cache") / "models/smollm2-135m-instruct"
+    )
 
 
 def main() -> None:

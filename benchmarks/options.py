@@ -27,7 +27,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--source", type=Path, default=embedded_model(), help="folder that `make model` printed"
     )
     parser.add_argument(
-        "--kinds", type=_words(KINDS), default=KINDS, help="of base,one,eight: which models are asked"
+        "--kinds",
+        type=_words(KINDS),
+        default=KINDS,
+        help="of base,one,eight: which models are asked",
     )
     parser.add_argument(
         "--users", type=_numbers, default=(1, 4, 8, 16), help="concurrency of each load (1,4,8,16)"
@@ -42,7 +45,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder with recorded chats (*.jsonl)")
     parser.add_argument("--seed", type=int, default=0, help="decides the prompts (0)")
     parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each server (all cores)"
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="of each server (all cores)",
     )
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="for all that is made")
     parser.add_argument("--json", type=Path, help="results file (OUTPUT/results/MODEL.json)")

@@ -1,4 +1,4 @@
-"""The bandwidth probe: how fast this machine reads memory right now. Figures of different moments are put into proportion by it.
+"""The bandwidth probe: how fast this machine reads memory now, so that figures of two moments can be compared.
 
 Run as a program (`python -m benchmarks.probe THREADS`), so that no thread pool of its own stays in the client.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from benchmarks.figures import Level, Turns
 from benchmarks.machine import Machine
 from benchmarks.measure import Run
 from benchmarks.ratios import Ratio
@@ -20,30 +21,29 @@ def machine_line(machine: Machine) -> str:
 
 def runs_table(runs: Iterable[Run]) -> str:
     """A row per server, kind and concurrency."""
-    rows = []
-    for run in runs:
-        for level in run.levels:
-            rows.append(
-                [
-                    run.server,
-                    run.kind,
-                    str(level.concurrency),
-                    f"{level.tokens_per_second:.1f}",
-                    _cell(level.first_token_ms_p50),
-                    _cell(level.first_token_ms_p95),
-                    _cell(level.token_ms_p50, 1),
-                    _cell(level.token_ms_p95, 1),
-                    _cell(level.gap_ms_p99),
-                    f"{level.requests}" + (f" ({level.errors} failed)" if level.errors else ""),
-                    f"{level.prompt_tokens} + {level.output_tokens}",
-                    f"{run.bandwidth:.1f}",
-                ]
-            )
+    rows = [_row(run, level) for run in runs for level in run.levels]
     head = [
         "server", "models", "users", "tok/s", "TTFT p50 ms", "p95", "ms/token p50", "p95", "gap p99 ms",
         "requests", "tokens in + out", "GB/s",
     ]  # fmt: skip
     return _table(head, rows)
+
+
+def _row(run: Run, level: Level) -> list[str]:
+    return [
+        run.server,
+        run.kind,
+        str(level.concurrency),
+        f"{level.tokens_per_second:.1f}",
+        _cell(level.first_token_ms_p50),
+        _cell(level.first_token_ms_p95),
+        _cell(level.token_ms_p50, 1),
+        _cell(level.token_ms_p95, 1),
+        _cell(level.gap_ms_p99),
+        f"{level.requests}" + (f" ({level.errors} failed)" if level.errors else ""),
+        f"{level.prompt_tokens} + {level.output_tokens}",
+        f"{run.bandwidth:.1f}",
+    ]
 
 
 def servers_table(runs: Iterable[Run]) -> str:
@@ -54,13 +54,14 @@ def servers_table(runs: Iterable[Run]) -> str:
             run.kind,
             run.version,
             _cell(run.first_token_seconds, 1),
-            _cell(run.peak_bytes and run.peak_bytes / 1e6),
-            _cell(run.turns and run.turns.first),
-            _cell(run.turns and run.turns.later),
-            _cell(run.turns and run.turns.again),
-            _cell(run.turns and run.turns.reuse, 2),
+            _cell(None if run.peak_bytes is None else run.peak_bytes / 1e6),
+            _cell(turns.first),
+            _cell(turns.later),
+            _cell(turns.again),
+            _cell(turns.reuse, 2),
         ]
         for run in runs
+        for turns in [run.turns or Turns(0, 0, None, None, None, None)]
     ]
     head = [
         "server", "models", "version", "start to first token s", "peak memory MB", "first turn TTFT ms",
@@ -94,4 +95,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
 
-    return "\n".join([line(head), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(line, rows)])
+    return "\n".join(
+        [line(head), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(line, rows)]
+    )
