@@ -93,11 +93,14 @@ async def ask(
 
 
 def open_client(url: str) -> httpx.AsyncClient:
-    """No limit on connections, and a long patience: a slow server is slow, not wrong."""
+    """No limit on connections, and a long patience: a slow server is slow, not wrong.
+
+    Each request opens its own connection: some servers close idle ones just when the next request is sent.
+    """
     return httpx.AsyncClient(
         base_url=url,
         timeout=httpx.Timeout(600, connect=10),
-        limits=httpx.Limits(max_connections=None),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         headers={"accept-encoding": "identity"},
         trust_env=False,
     )

@@ -94,7 +94,7 @@ class ServerProcess:
         deadline = time.monotonic() + seconds
         async with open_client(self.url) as client:
             while True:
-                sample = await ask(client, target, [{"role": "user", "content": "Hello!"}], 2)
+                sample = await ask(client, target, [{"role": "user", "content": "Hello!"}], 16)
                 if sample.error is None:
                     return sample.recording.text_times[0] - self._begun
                 if self._process.poll() is not None:

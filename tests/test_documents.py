@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-PROGRAMS = ("trainer", "server", "client", "demo")
+PROGRAMS = ("trainer", "server", "client", "demo", "benchmarks")
 
 
 def test_the_codemap_has_every_source_file_and_no_other() -> None:
