@@ -80,7 +80,7 @@ def _one(name: str, kind: str, setting: Setting, arguments: argparse.Namespace) 
 
 def _show(runs: Sequence[Run]) -> None:
     print(runs_table(runs), "\n")
-    print(servers_table(runs), "\n")
+    print(servers_table(runs, NAME), "\n")
     found = ratios(runs, NAME)
     if found:
         print(ratios_table(found), "\n")

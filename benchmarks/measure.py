@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.client import Target, open_client
+from benchmarks.client import Target, ask, open_client
 from benchmarks.figures import Level, Turns
 from benchmarks.load import run_conversations, run_level
 from benchmarks.probe import bandwidth
 from benchmarks.process import ServerProcess, free_port
 from benchmarks.workload import BLOCK_REQUESTS, Workload
 
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "How do I boil an egg?",
+)
 # Requests of a level by its concurrency; others get two for each concurrent user.
 REQUESTS = {1: 8, 4: 16, 8: 24, 16: 32}
 
@@ -38,7 +43,8 @@ class Plan:
 class Run:
     """The figures of one server with one kind of models asked for. Memory in bytes, bandwidth in GB/s.
 
-    kind: base, one (adapter) or eight (adapters in turn).
+    kind: base, one (adapter) or eight (adapters in turn). answers: to QUESTIONS, greedy, by the kind's first model:
+    equal weights and an applied adapter show in equal answers.
     """
 
     server: str
@@ -53,6 +59,7 @@ class Run:
     peak_bytes: int | None
     levels: tuple[Level, ...]
     turns: Turns | None
+    answers: tuple[str, ...] = ()
 
     @property
     def bandwidth(self) -> float:
@@ -94,6 +101,7 @@ def measure(
         )
         for kind in kinds:
             targets = server.targets[kind]
+            answers = asyncio.run(_answers(url, targets[0]))
             levels, turns = asyncio.run(_load(url, targets, server, plan, workload))
             after = bandwidth(threads)
             runs.append(
@@ -110,10 +118,20 @@ def measure(
                     peak_bytes=process.peak_bytes,
                     levels=tuple(levels),
                     turns=turns,
+                    answers=tuple(answers),
                 )
             )
             before = after
     return runs
+
+
+async def _answers(url: str, target: Target) -> list[str]:
+    async with open_client(url) as client:
+        samples = [
+            await ask(client, target, [{"role": "user", "content": question}], 24)
+            for question in QUESTIONS
+        ]
+    return [sample.recording.text for sample in samples]
 
 
 async def _load(

@@ -8,7 +8,7 @@ import sys
 from benchmarks import options, store
 from benchmarks.machine import this_machine
 from benchmarks.measure import measure
-from benchmarks.ours import lorachat
+from benchmarks.ours import NAME, lorachat
 from benchmarks.process import ServerError
 from benchmarks.table import machine_line, runs_table, servers_table
 
@@ -38,7 +38,7 @@ def main() -> int:
         return 1
     print(f"{arguments.model}, {arguments.threads} threads; {machine_line(machine)}\n")
     print(runs_table(runs), "\n")
-    print(servers_table(runs), "\n")
+    print(servers_table(runs, NAME), "\n")
     print(f"Added to {options.results(arguments)}")
     failed = sum(level.errors for run in runs for level in run.levels)
     return 1 if failed else 0

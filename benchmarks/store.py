@@ -46,4 +46,4 @@ def _entries(path: Path, machine: Machine) -> list[dict[str, Any]]:
 def _run(entry: dict[str, Any]) -> Run:
     levels = tuple(Level(**level) for level in entry["levels"])
     turns = Turns(**entry["turns"]) if entry["turns"] else None
-    return Run(**{**entry, "levels": levels, "turns": turns})
+    return Run(**{**entry, "levels": levels, "turns": turns, "answers": tuple(entry["answers"])})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from statistics import median
 
 from benchmarks.figures import Level, Turns
@@ -46,8 +47,8 @@ def _row(run: Run, level: Level) -> list[str]:
     ]
 
 
-def servers_table(runs: Iterable[Run]) -> str:
-    """A row per server and kind: start, memory, conversations."""
+def servers_table(runs: Sequence[Run], ours: str) -> str:
+    """A row per server and kind: start, memory, conversations, and how much of its answers is as ours."""
     rows = [
         [
             run.server,
@@ -59,6 +60,7 @@ def servers_table(runs: Iterable[Run]) -> str:
             _cell(turns.later),
             _cell(turns.again),
             _cell(turns.reuse, 2),
+            _cell(_agreement(run, runs, ours), 2),
         ]
         for run in runs
         for turns in [run.turns or Turns(0, 0, None, None, None, None)]
@@ -66,8 +68,25 @@ def servers_table(runs: Iterable[Run]) -> str:
     head = [
         "server", "models", "version", "start to first token s", "peak memory MB", "first turn TTFT ms",
         "later turns", "same prompts cold", "later / cold",
+        "answers as ours",
     ]  # fmt: skip
     return _table(head, rows)
+
+
+def _same_beginning(a: str, b: str) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _agreement(run: Run, runs: Sequence[Run], ours: str) -> float | None:
+    """Mean over the fixed questions of the share of the answer, from its beginning, that is the same as ours."""
+    for other in runs:
+        if (other.server, other.kind) == (ours, run.kind) and other.answers:
+            shares = [
+                _same_beginning(a, b) / max(len(a), len(b), 1)
+                for a, b in zip(run.answers, other.answers, strict=True)
+            ]
+            return sum(shares) / len(shares)
+    return None
 
 
 def ratios_table(ratios: Iterable[Ratio]) -> str:

@@ -16,7 +16,7 @@ MACHINE = Machine("A processor", 2, 24.0, ("avx2",), "Linux 6", "3.11")
 LEVEL = Level(1, 8, 0, None, 1.5, 10, 20, 13.3, 1.0, 2.0, None, 3.0, 4.0, 5.0)
 RUN = Run(
     "peer", "1.0", "m", "base", "2026-01-02T03:04:05+00:00", 2, 20.0, 21.0, 2.5, None, (LEVEL,),
-    Turns(2, 0, 1.0, 2.0, None, 0.5),
+    Turns(2, 0, 1.0, 2.0, None, 0.5), ("One.", "Two."),
 )  # fmt: skip
 
 
