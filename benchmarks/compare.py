@@ -11,9 +11,9 @@ from benchmarks.machine import this_machine
 from benchmarks.measure import Run, Server, measure
 from benchmarks.ours import NAME, lorachat
 from benchmarks.peers.convert import PeerError
-from benchmarks.peers.registry import PEERS, Setting
+from benchmarks.peers.registry import FLOAT32, PEERS, Setting
 from benchmarks.process import ServerError
-from benchmarks.ratios import ratios
+from benchmarks.ratios import hardest, kinds_compared, ratios
 from benchmarks.table import machine_line, ratios_table, runs_table, servers_table
 
 DESCRIPTION = """Starts servers one after the other, each in its own environment, puts the same load on each, and prints
@@ -82,8 +82,14 @@ def _show(runs: Sequence[Run]) -> None:
     print(runs_table(runs), "\n")
     print(servers_table(runs, NAME), "\n")
     found = ratios(runs, NAME)
-    if found:
-        print(ratios_table(found), "\n")
+    parts = {
+        "Ours against the best float32 peer of each figure": hardest(found, FLOAT32),
+        "Ours with adapters against ours with fewer": kinds_compared(runs, NAME),
+        "Ours against each peer": found,
+    }
+    for title, part in parts.items():
+        if part:
+            print(f"{title}\n\n{ratios_table(part)}\n")
 
 
 if __name__ == "__main__":

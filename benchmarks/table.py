@@ -101,7 +101,7 @@ def ratios_table(ratios: Iterable[Ratio]) -> str:
         ]
         for ratio in ratios
     ]
-    return _table(["what", "models", "peer", "ours / peer", "at equal GB/s", "each pair"], rows)
+    return _table(["what", "models", "peer", "ratio", "at equal GB/s", "each pair"], rows)
 
 
 def _cell(value: float | None, digits: int = 0) -> str:

@@ -83,16 +83,18 @@ def _recorded(folder: Path, source: random.Random) -> Callable[[], str]:
     Raises FileNotFoundError if the folder holds none.
     """
     texts = [text for file in sorted(folder.glob("*.jsonl")) for text in _first_questions(file)]
-    texts = sorted({text for text in texts if MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS})
+    texts = sorted(
+        {text for text in texts if MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS},
+        key=lambda text: (len(text), text),
+    )
     if not texts:
         raise FileNotFoundError(f"{folder} holds no *.jsonl file with questions of a usable length")
 
     def shuffled() -> Iterator[str]:
         while True:
-            # Half of them longer than the median of what is asked most, which is short.
-            texts_by_length = sorted(texts, key=len)
-            middle = len(texts_by_length) * 3 // 4
-            short, long = texts_by_length[:middle], texts_by_length[middle:]
+            # Most of what people ask first is short: every second one is of the longest quarter.
+            middle = len(texts) * 3 // 4
+            short, long = texts[:middle], texts[middle:]
             source.shuffle(short)
             source.shuffle(long)
             for pair in zip(short, long, strict=False):

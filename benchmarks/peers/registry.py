@@ -165,6 +165,10 @@ PEERS: Mapping[str, Callable[[Setting, str], Server | None]] = {
 }  # fmt: skip
 
 
+# The names under which float32 peers report; the others compute with something smaller.
+FLOAT32 = ("openvino", "llama.cpp", "transformers-cb", "transformers", "seed", "vllm")
+
+
 def _version(python: Path, package: str) -> str:
     code = f"from importlib.metadata import version; print(version({package!r}))"
     result = _said([str(python), "-c", code])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.client import Sample
 from benchmarks.figures import Level, percentile, summarise, summarise_turns
 from benchmarks.measure import Run
-from benchmarks.ratios import ratios
+from benchmarks.ratios import Ratio, hardest, kinds_compared, ratios
 from benchmarks.stream import Recording
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
@@ -64,33 +64,72 @@ def test_reuse_is_the_median_over_pairs_of_the_same_prompt() -> None:
     assert turns.reuse == pytest.approx(0.5)
 
 
-def run(server: str, tokens_per_second: float, token_ms: float, gigabytes: float) -> Run:
+def run(
+    server: str,
+    minute: int,
+    tokens_per_second: float,
+    token_ms: float,
+    gigabytes: float,
+    *,
+    version: str = "1",
+    kind: str = "base",
+) -> Run:
     level = Level(4, 8, 0, None, 1.0, 1, 1, tokens_per_second, 1, 1, None, token_ms, 1, 1)
-    return Run(
-        server, "1", "m", "base", "2026-01-01", 2, gigabytes, gigabytes, 1.0, 100, (level,), None
-    )
+    at = f"2026-01-01T00:{minute:02d}:00+00:00"
+    return Run(server, version, "m", kind, at, 2, gigabytes, gigabytes, 1.0, 100, (level,), None)
 
 
-def test_ratios_are_of_pairs_in_order_and_put_right_by_the_probe() -> None:
-    found = ratios(
-        [
-            run("we", 100, 10, 20),
-            run("peer", 50, 20, 10),
-            run("we", 90, 12, 20),
-            run("peer", 30, 24, 20),
-        ],
-        "we",
-    )
-    by_name = {ratio.what: ratio for ratio in found}
-    rate, time = by_name["tok/s, 4 users"], by_name["ms/token, 4 users"]
+def by_name(found: list[Ratio]) -> dict[str, Ratio]:
+    assert len({ratio.what for ratio in found}) == len(found)
+    return {ratio.what: ratio for ratio in found}
+
+
+def test_ratios_are_of_the_runs_closest_in_time_and_put_right_by_the_probe() -> None:
+    runs = [
+        run("peer", 0, 1000, 1, 20),  # long before any of ours
+        run("we", 30, 100, 10, 20),
+        run("peer", 31, 50, 20, 10),
+        run("we", 40, 90, 12, 20),
+        run("peer", 41, 30, 24, 20),
+    ]
+    found = by_name(ratios(runs, "we"))
+    rate, time = found["tok/s, 4 users"], found["ms/token, 4 users"]
     assert rate.plain == pytest.approx([2, 3])
     # Ours had twice the bandwidth in the first pair: half of the gain was the machine's.
     assert rate.at_equal_bandwidth == pytest.approx([1, 3])
     assert time.plain == pytest.approx([0.5, 0.5])
     assert time.at_equal_bandwidth == pytest.approx([1, 0.5])
-    assert by_name["peak memory"].at_equal_bandwidth == pytest.approx([1, 1])
+    assert found["peak memory"].at_equal_bandwidth == pytest.approx([1, 1])
 
 
-def test_one_run_of_ours_stands_against_all_of_a_peers() -> None:
-    found = ratios([run("peer", 50, 1, 1), run("peer", 40, 1, 1), run("we", 100, 1, 1)], "we")
-    assert found[0].plain == pytest.approx([2, 2.5])
+def test_only_our_newest_version_counts() -> None:
+    runs = [
+        run("we", 1, 10, 1, 1),
+        run("peer", 2, 50, 1, 1),
+        run("we", 3, 100, 1, 1, version="2"),
+    ]
+    assert by_name(ratios(runs, "we"))["tok/s, 4 users"].plain == pytest.approx([2])
+
+
+def test_the_hardest_peer_is_the_fastest_of_those_named() -> None:
+    runs = [
+        run("slow", 1, 20, 40, 1),
+        run("fast", 2, 50, 10, 1),
+        run("unfair", 3, 500, 1, 1),
+        run("we", 4, 100, 5, 1),
+    ]
+    found = by_name(hardest(ratios(runs, "we"), ("slow", "fast")))
+    assert found["tok/s, 4 users"].plain == pytest.approx([2])
+    assert found["ms/token, 4 users"].plain == pytest.approx([0.5])
+    assert found["tok/s, 4 users"].peer == found["ms/token, 4 users"].peer == "fast"
+
+
+def test_our_kinds_are_compared_with_each_other() -> None:
+    runs = [
+        run("we", 1, 100, 10, 1),
+        run("we", 2, 95, 11, 1, kind="one"),
+        run("we", 3, 76, 12, 1, kind="eight"),
+    ]
+    found = {(r.kind, r.what): r.plain for r in kinds_compared(runs, "we")}
+    assert found["one / base", "tok/s, 4 users"] == pytest.approx([0.95])
+    assert found["eight / one", "tok/s, 4 users"] == pytest.approx([0.8])
