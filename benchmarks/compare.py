@@ -12,7 +12,7 @@ from benchmarks.measure import Run, Server, measure
 from benchmarks.ours import NAME, lorachat
 from benchmarks.peers.convert import PeerError
 from benchmarks.peers.registry import FLOAT32, PEERS, Setting
-from benchmarks.process import ServerError
+from benchmarks.process import ServerError, exit_on_sigterm
 from benchmarks.ratios import hardest, kinds_compared, ratios
 from benchmarks.table import machine_line, ratios_table, runs_table, servers_table
 
@@ -37,6 +37,7 @@ def main() -> int:
     unknown = [name for name in wanted if name not in names]
     if unknown:
         parser.error(f"--only: {unknown[0]!r} is none of {', '.join(names)}")
+    exit_on_sigterm()
     machine, path = this_machine(), options.results(arguments)
     missing: dict[str, str] = {}
     try:

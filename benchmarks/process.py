@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class ServerError(Exception):
     """The server did not come up, or has ended. The message has the end of its log."""
+
+
+def exit_on_sigterm() -> None:
+    """Make SIGTERM an exception, so that the servers a program has started end with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def free_port() -> int:

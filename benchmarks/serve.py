@@ -9,7 +9,7 @@ from benchmarks import options, store
 from benchmarks.machine import this_machine
 from benchmarks.measure import measure
 from benchmarks.ours import NAME, lorachat
-from benchmarks.process import ServerError
+from benchmarks.process import ServerError, exit_on_sigterm
 from benchmarks.table import machine_line, runs_table, servers_table
 
 DESCRIPTION = """Starts our server and measures it under load: base, one adapter, eight adapters in turn, at several
@@ -20,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=DESCRIPTION)
     options.add_options(parser)
     arguments = parser.parse_args()
+    exit_on_sigterm()
     machine = this_machine()
     try:
         folder, volume = options.model(arguments)
