@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from client.types import Sampling
 
@@ -55,6 +56,31 @@ def build_parser() -> argparse.ArgumentParser:
         # A string, so that argparse checks it as it checks the flag.
         default=os.environ.get("LORACHAT_CLIENT_PORT") or "7860",
         help="port to listen on, 0 for any free one (LORACHAT_CLIENT_PORT, default 7860)",
+    )
+
+    ui.add_argument(
+        "--adapters",
+        type=Path,
+        metavar="DIR",
+        default=os.environ.get("LORACHAT_ADAPTERS") or None,
+        help="the adapter volume, only read: its losses and training reports are shown "
+        "(LORACHAT_ADAPTERS, default none)",
+    )
+    ui.add_argument(
+        "--votes",
+        type=Path,
+        metavar="FILE",
+        default=os.environ.get("LORACHAT_VOTES") or "votes.jsonl",
+        help="where votes of the Compare page are appended, as preference data "
+        "(LORACHAT_VOTES, default votes.jsonl)",
+    )
+    ui.add_argument(
+        "--login",
+        type=_login,
+        metavar="USER:PASSWORD",
+        default=os.environ.get("LORACHAT_CLIENT_LOGIN") or None,
+        help="ask visitors of the page for these; others on this machine can read flags, so rather "
+        "set the variable (LORACHAT_CLIENT_LOGIN, default none)",
     )
 
     defaults = Sampling()
@@ -132,9 +158,11 @@ def _ui(options: argparse.Namespace) -> int:
         # After each event it would put all events of the past into a table for its monitoring page,
         # which is off.
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
-        from client.ui.web import create_app, serve
+        from client.ui.web import Options, create_app, serve
 
-        app = create_app(options.server, options.api_key)
+        app = create_app(
+            Options(options.server, options.api_key, options.adapters, options.votes, options.login)
+        )
         port = listener.getsockname()[1]
         print(f"Web client: http://{host}:{port}  (server: {options.server})", flush=True)
         with suppress(KeyboardInterrupt):
@@ -166,6 +194,13 @@ def _key(text: str) -> str:
         return normalise_key(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _login(text: str) -> tuple[str, str]:
+    user, _, password = text.partition(":")
+    if not (user and password):
+        raise argparse.ArgumentTypeError("a login has the form USER:PASSWORD, and neither is empty")
+    return user, password
 
 
 def _port(text: str) -> int:

@@ -1,30 +1,29 @@
-"""Answers being written: one or several at once, watched through snapshots.
+"""An answer being written, watched through snapshots.
 
 Knows the client's events but neither Gradio nor HTML.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from client.api import ChatClient
 from client.errors import ChatError
+from client.figures import figures
 from client.types import ChatRequest, Delta, Done
 
-# The page is redrawn at most this often: a redraw costs the browser more than a token costs the wire.
+# A redraw costs the browser more than a token costs the wire, so this is the most often.
 _REDRAW_SECONDS = 0.06
-# And at least this often, so that a long wait is seen to go on. Gradio also finds out that the page
-# was closed only when something is sent to it.
+# And at least this often, so that a long wait is seen to go on, and a page that was closed is noticed.
 _HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A snapshot of one answer.
+    """A snapshot: it has ended when `done` (complete) or `error` (failed) is set.
 
-    It has ended when `done` (complete), `error` (failed) or `is_stopped` (by the reader) is set.
     `seconds` is the time since the question, while it runs and at its end.
     """
 
@@ -33,69 +32,60 @@ class Answer:
     seconds: float = 0.0
     done: Done | None = None
     error: ChatError | None = None
-    is_stopped: bool = False
 
     @property
     def has_ended(self) -> bool:
-        return self.done is not None or self.error is not None or self.is_stopped
+        return self.done is not None or self.error is not None
+
+    @property
+    def note(self) -> list[str]:
+        """Short phrases for the line under the answer; none for a failure, which is told in full."""
+        if self.error is not None:
+            return []
+        if self.done is not None:
+            return [self.done.model, *figures(self.done)]
+        state = "writing" if self.text else "waiting for the first token"
+        return [self.model, f"{state}, {self.seconds:.0f} s"]
 
 
-async def watch(
-    client: ChatClient, requests: Sequence[ChatRequest], stop: asyncio.Event
-) -> AsyncGenerator[list[Answer]]:
-    """Ask all requests at once; give snapshots, in the order of the requests, until all have ended.
+async def watch(client: ChatClient, request: ChatRequest) -> AsyncGenerator[Answer]:
+    """Ask, and give snapshots until the answer has ended; the last one is complete.
 
-    Setting `stop`, closing the generator or cancelling its reader closes the connections. Failures
-    are part of the snapshots and stop only their own answer.
+    Closing the generator or cancelling its reader closes the connection to the server, which then
+    stops computing. A failure is part of the snapshots.
     """
     started = time.perf_counter()
-    answers = [Answer(request.model) for request in requests]
+    answer = Answer(request.model)
     changed = asyncio.Event()
 
-    async def write(index: int) -> None:
+    async def write() -> None:
+        nonlocal answer
         try:
-            async with aclosing(client.stream(requests[index])) as events:
+            async with aclosing(client.stream(request)) as events:
                 async for event in events:
                     match event:
                         case Delta(text):
-                            answers[index] = replace(
-                                answers[index], text=answers[index].text + text
-                            )
+                            answer = replace(answer, text=answer.text + text)
                         case Done():
-                            answers[index] = replace(answers[index], done=event)
+                            answer = replace(answer, done=event)
                     changed.set()
         except ChatError as error:
-            answers[index] = replace(answers[index], error=error)
+            answer = replace(answer, error=error)
         finally:
-            answers[index] = replace(answers[index], seconds=time.perf_counter() - started)
             changed.set()
 
-    def snapshot() -> list[Answer]:
-        elapsed = time.perf_counter() - started
-        return [a if a.has_ended else replace(a, seconds=elapsed) for a in answers]
-
-    writers = [asyncio.create_task(write(index)) for index in range(len(requests))]
-    stopper = asyncio.create_task(stop.wait())
+    writer = asyncio.create_task(write())
     try:
-        while not all(answer.has_ended for answer in answers) and not stop.is_set():
-            yield snapshot()
+        while not writer.done():
+            yield replace(answer, seconds=time.perf_counter() - started)
             await asyncio.sleep(_REDRAW_SECONDS)
-            waiter = asyncio.create_task(changed.wait())
-            await asyncio.wait(
-                {waiter, stopper},
-                timeout=_HEARTBEAT_SECONDS,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            waiter.cancel()
+            try:
+                await asyncio.wait_for(changed.wait(), _HEARTBEAT_SECONDS)
+            except TimeoutError:
+                continue
             changed.clear()
+        await writer
     finally:
-        for task in (*writers, stopper):
-            task.cancel()
-        results = await asyncio.gather(*writers, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    for index, answer in enumerate(answers):
-        if not answer.has_ended:
-            answers[index] = replace(answer, is_stopped=True)
-    yield snapshot()
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+    yield replace(answer, seconds=time.perf_counter() - started)
