@@ -4,7 +4,6 @@ A paragraph, list or code block is printed for good once it is complete; only th
 is redrawn. So the text scrolls as any output does, and stays in the terminal's history once.
 """
 
-import re
 from types import TracebackType
 from typing import Self
 
@@ -15,14 +14,7 @@ from rich.segment import Segment
 from rich.spinner import Spinner
 
 from client.blocks import complete_blocks
-
-# Everything that moves the cursor, sets colours or titles: an answer may contain it, and must not act.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def printable(text: str) -> str:
-    """The text without control characters, save line feeds and tabs."""
-    return _CONTROL.sub("", text)
+from client.printable import printable
 
 
 class MarkdownStream:

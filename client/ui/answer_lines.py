@@ -12,11 +12,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from client.answers import Answer, watch
 from client.api import ChatClient
 from client.blocks import complete_blocks
 from client.errors import ChatError
 from client.types import ChatRequest
-from client.ui.answers import Answer, watch
 from client.ui.markdown import to_html
 
 

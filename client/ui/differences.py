@@ -14,10 +14,10 @@ def differences(left: str, right: str) -> tuple[str, str, float]:
 
     Raises ValueError if they are too long to be compared in a second or two.
     """
-    words = [_WORD.findall(text) for text in (left, right)]
+    words: list[list[str]] = [_WORD.findall(text) for text in (left, right)]
     if max(map(len, words)) > _MOST_WORDS:
         raise ValueError("These answers are too long to be compared word by word.")
-    matcher = SequenceMatcher(None, *words, autojunk=False)
+    matcher = SequenceMatcher(a=words[0], b=words[1], autojunk=False)
     marked: tuple[list[str], list[str]] = ([], [])
     for kind, i1, i2, j1, j2 in matcher.get_opcodes():
         for side, text, tag in (

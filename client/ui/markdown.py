@@ -23,7 +23,7 @@ _FORMATTER = HtmlFormatter(nowrap=True)
 
 def to_html(text: str) -> str:
     """The text as HTML; `data-copy` marks the button that copies the code beside it."""
-    return _PARSER.render(text)
+    return str(_PARSER.render(text))
 
 
 def code_style() -> str:

@@ -1,6 +1,6 @@
 """An answer being written, watched through snapshots.
 
-Knows the client's events but neither Gradio nor HTML.
+Knows the client's events, and not who shows them.
 """
 
 import asyncio
