@@ -87,5 +87,7 @@ async def watch(client: ChatClient, request: ChatRequest) -> AsyncGenerator[Answ
         await writer
     finally:
         writer.cancel()
-        await asyncio.gather(writer, return_exceptions=True)
+        # Not gather: it hands each further cancellation on, and Starlette's cancel scope sends them until
+        # its task is gone. They would tear the writer out of closing its connection.
+        await asyncio.wait([writer])
     yield replace(answer, seconds=time.perf_counter() - started)

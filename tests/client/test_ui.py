@@ -6,14 +6,14 @@ from contextlib import aclosing
 
 import httpx
 import pytest
+from client.ui.answers import Answer, watch
+from client.ui.switches import StopSwitches
+from client.ui.transcript import answer_entry, messages, note, up_to_question, user_entry
 
 from client.api import ChatClient
 from client.errors import ChatError, ErrorKind
 from client.types import ChatRequest, Done, Message, Model, Timings, Usage
-from client.ui.answers import Answer, watch
 from client.ui.catalog import Catalog, look
-from client.ui.switches import StopSwitches
-from client.ui.transcript import answer_entry, messages, note, up_to_question, user_entry
 from tests.client.fake_server import FakeServer, Script, answer, error, running, wait_until
 
 SCRIPTS = {
