@@ -33,7 +33,12 @@ export class Batch {
 		this.exports.hidden = true;
 		this.isUntouched = true;
 		this.prompts.addEventListener("input", () => (this.isUntouched = false));
-		addEventListener("lorachat:settings", ({ detail }) => detail === "right" && this.isUntouched && this.fill());
+		addEventListener("lorachat:settings", ({ detail }) => detail === "right" && this.begin());
+	}
+
+	/** Fill in the prompts, unless the reader has written some. */
+	begin() {
+		if (this.isUntouched && !this.view.hidden) this.fill();
 	}
 
 	/** The prompts of the report of the model on the right, else of the left. */

@@ -23,6 +23,7 @@ class Compare extends HTMLElement {
 		const modes = { Chat: this.single, "Prompt set": this.batch.view };
 		const pick = (chosen) => {
 			for (const [name, view] of Object.entries(modes)) view.hidden = name !== chosen;
+			if (chosen !== "Chat") this.batch.begin();
 			for (const button of this.modes.children) button.setAttribute("aria-pressed", button.textContent === chosen);
 		};
 		this.modes = h(
