@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from client.ask import EXIT_CODES
+from client.exit_codes import EXIT_CODES
 from client.sampling import SETTINGS, change
 from client.types import Sampling
 

@@ -8,21 +8,9 @@ from dataclasses import asdict
 
 from client.api import ChatClient
 from client.errors import ChatError, ErrorKind
+from client.exit_codes import INTERRUPTED, exit_code
 from client.printable import printable
 from client.types import ChatRequest, Delta, Done, Message, Sampling, default_model
-
-FAILED, REFUSED, TRY_AGAIN, INTERRUPTED = 1, 3, 4, 130
-_CODES = {
-    ErrorKind.UNAUTHORIZED: REFUSED,
-    ErrorKind.UNKNOWN_MODEL: REFUSED,
-    ErrorKind.REFUSED: REFUSED,
-    ErrorKind.BUSY: TRY_AGAIN,
-    ErrorKind.LOADING: TRY_AGAIN,
-}
-EXIT_CODES = (
-    f"exit codes: 0 answered, {FAILED} no answer or a broken one, 2 wrong usage, "
-    f"{REFUSED} refused (model, key, settings or length), {TRY_AGAIN} busy or loading: try again later"
-)
 
 
 def run(
@@ -43,7 +31,7 @@ def run(
         )
     except ChatError as error:
         sys.stderr.write(f"{error}\n")
-        return _CODES.get(error.kind, FAILED)
+        return exit_code(error.kind)
     except KeyboardInterrupt:
         return INTERRUPTED
 

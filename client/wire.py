@@ -5,6 +5,7 @@ the caller turns into a `ChatError`. `status_error` tables what each status mean
 """
 
 import email.utils
+import re
 import time
 from typing import Any
 
@@ -112,7 +113,7 @@ def status_error(response: httpx.Response, asked_model: str | None, has_key: boo
             return ChatError(
                 ErrorKind.REFUSED,
                 _sentence(message),
-                "Start a new conversation, or ask for fewer new tokens."
+                _too_long(message)
                 if code == "context_length_exceeded"
                 else "Change the question or the settings, and send it again.",
             )
@@ -148,6 +149,14 @@ def not_a_chat_server(address: str) -> ChatError:
         f"What answers at {address} is not a chat server of the expected kind.",
         "Check the server's address (--server or LORACHAT_SERVER).",
     )
+
+
+def _too_long(message: str) -> str:
+    """What to do about a prompt that does not fit, and by how much, where OpenAI's wording tells."""
+    numbers = re.search(r"length is (\d+) tokens\D+(\d+)", message)
+    excess = int(numbers[2]) - int(numbers[1]) if numbers else 0
+    much = f"That is {excess} too many: start" if excess > 0 else "Start"
+    return f"{much} a new conversation, shorten the prompt, or ask for fewer new tokens."
 
 
 def _error_body(response: httpx.Response) -> dict[str, Any]:
