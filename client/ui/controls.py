@@ -57,7 +57,7 @@ class Controls:
 
 def build_controls() -> Controls:
     """Draw the settings where the caller stands."""
-    preset = gr.Dropdown(list(PRESETS), value="Balanced", label="Preset", elem_id="preset")
+    preset = gr.Dropdown([*PRESETS, "Custom"], value="Balanced", label="Preset", elem_id="preset")
     named: dict[str, Any] = {
         "system": gr.Textbox(
             label="System prompt",
@@ -89,7 +89,7 @@ def build_controls() -> Controls:
     key = gr.Textbox(
         label="API key",
         type="password",
-        placeholder="Only if the server asks for one",
+        placeholder="If the server asks",
         info="Kept in this browser only",
         elem_id="api-key",
     )

@@ -20,7 +20,9 @@ _REFRESH_SECONDS = 4.0
 _SWITCH_THEME = "async () => { (await lorachat).theme.toggle(); }"
 # The settings lie over the page on a narrow screen, so they are open from the start on wide ones only.
 _OPEN_SETTINGS = """() => {
-    if (window.innerWidth >= 1100) document.querySelector('#settings .toggle-button')?.click();
+    const toggle = document.querySelector('#settings .toggle-button');
+    toggle.ariaLabel = 'Settings';
+    if (window.innerWidth >= 1100) toggle.click();
 }"""
 
 

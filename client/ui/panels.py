@@ -95,7 +95,9 @@ def _count(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{value * 100:.0f} %"
+    if value is None:
+        return NOTHING
+    return f"{value * 100:.0f} %" if value == 0 or value >= 0.1 else f"{value * 100:.1f} %"
 
 
 def _size(value: float | None) -> str:

@@ -37,7 +37,7 @@ def test_compare_asks_both_at_once_marks_differences_and_records_a_vote(
     page.get_by_role("button", name="Show differences").click()
     expect(left[0].locator("del").first).to_contain_text("word0")
     expect(right[0].locator("ins").first).to_contain_text("Check")
-    page.get_by_role("button", name="hide differences").click()
+    page.get_by_role("button", name="Hide differences").click()
     expect(right[0].locator("strong")).to_have_text("power")
 
     page.get_by_role("button", name="Right is better").click()

@@ -84,7 +84,7 @@ export class Batch {
 	async ask(prompt, models, sampling, body) {
 		const messages = models.map(() => ({ role: "assistant", content: "" }));
 		const views = messages.map((message) => turn(message, "", []));
-		body.append(h("tr", {}, h("th", { scope: "row" }, prompt), ...views.map((view) => h("td", {}, view))));
+		body.append(h("tr", {}, h("th", { scope: "row" }, prompt), ...views.map((view, side) => h("td", { "data-model": models[side] }, view))));
 		this.rows.push({ prompt, models, messages });
 		const asked = settings.withSystem([{ role: "user", content: prompt }]);
 		const answers = models.map((model, side) => write(views[side], messages[side], { model, messages: asked, sampling }, this.abort.signal));

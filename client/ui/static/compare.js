@@ -23,6 +23,7 @@ class Compare extends HTMLElement {
 		const modes = { Chat: this.single, "Prompt set": this.batch.view };
 		const pick = (chosen) => {
 			for (const [name, view] of Object.entries(modes)) view.hidden = name !== chosen;
+			this.clearing.hidden = chosen !== "Chat";
 			if (chosen !== "Chat") this.batch.begin();
 			for (const button of this.modes.children) button.setAttribute("aria-pressed", button.textContent === chosen);
 		};
@@ -31,7 +32,8 @@ class Compare extends HTMLElement {
 			{ class: "modes", role: "group", "aria-label": "What to compare" },
 			...Object.keys(modes).map((name) => h("button", { type: "button", onclick: () => pick(name) }, name)),
 		);
-		this.append(this.modes, this.single, this.batch.view);
+		this.clearing = iconButton("trash", "Clear both", () => this.clear());
+		this.append(h("div", { class: "bar" }, this.modes, this.clearing), this.single, this.batch.view);
 		pick("Chat");
 		this.clear();
 	}
@@ -86,11 +88,10 @@ class Compare extends HTMLElement {
 
 	offerVote() {
 		const areWhole = this.sides.every(({ message }) => message.content);
-		const tools = [iconButton("trash", "Clear both", () => this.clear())];
-		if (!areWhole) return this.judge.replaceChildren(...tools);
+		if (!areWhole) return;
 		const votes = Object.entries(VERDICTS).map(([verdict, words]) => h("button", { type: "button", onclick: () => this.vote(verdict) }, words));
 		const mark = h("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: () => this.markDifferences(mark) }, "Show differences");
-		this.judge.replaceChildren(...votes, mark, ...tools);
+		this.judge.replaceChildren(...votes, mark);
 	}
 
 	async vote(verdict) {
@@ -98,7 +99,7 @@ class Compare extends HTMLElement {
 		const body = { prompt: left.asked, models: [left.model, right.model], answers: [left.message.content, right.message.content], verdict, sampling: settings.sampling() };
 		try {
 			const { file } = await post("votes", body);
-			this.judge.querySelectorAll("button:not(.quiet, .tool)").forEach((button) => button.remove());
+			this.judge.querySelectorAll("button:not(.quiet)").forEach((button) => button.remove());
 			this.judge.prepend(h("span", { class: "small", role: "status" }, `${VERDICTS[verdict]}: written to ${file}.`));
 		} catch (error) {
 			notice(`${error.sentence} ${error.next_step}`);
@@ -117,7 +118,7 @@ class Compare extends HTMLElement {
 				body.innerHTML = isOn ? marked[side.name] : side.html;
 			}
 			button.setAttribute("aria-pressed", isOn);
-			button.textContent = isOn ? `${Math.round(marked.common * 100)} % in common: hide differences` : "Show differences";
+			button.textContent = isOn ? `Hide differences (${Math.round(marked.common * 100)} % in common)` : "Show differences";
 		} catch (error) {
 			notice(`${error.sentence} ${error.next_step}`);
 		}

@@ -10,7 +10,7 @@ const address = new URLSearchParams(location.search);
 export const get = (name) => values[name];
 export const key = () => localStorage.getItem(KEY) ?? "";
 
-/** Take a new value; gives the preset that all values now make, if any. */
+/** Take a new value; gives the name of the preset that all values now make. */
 export function set(name, value) {
 	values[name] = value;
 	// A picker's first model is the server's choice, and no wish of the reader.
@@ -18,7 +18,7 @@ export function set(name, value) {
 	showInAddress();
 	dispatchEvent(new CustomEvent("lorachat:settings", { detail: name }));
 	const matches = (wanted) => Object.entries(wanted).every(([setting, number]) => values[setting] === number);
-	return Object.keys(presets).find((preset) => matches(presets[preset])) ?? null;
+	return Object.keys(presets).find((preset) => matches(presets[preset])) ?? "Custom";
 }
 
 export function setKey(value) {
