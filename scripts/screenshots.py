@@ -13,8 +13,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from demo.errors import DemoError
@@ -104,6 +106,12 @@ def ask(page: Page, box: str, question: str) -> None:
     page.wait_for_timeout(500)
 
 
+def save(picture: bytes, path: Path) -> None:
+    """With 256 colours: a third of the size, and no eye tells the difference on a page of text."""
+    image = Image.open(BytesIO(picture)).convert("RGB")
+    image.quantize(256, Image.Quantize.FASTOCTREE).save(path, optimize=True)
+
+
 def photograph(browser: Browser, client: str, out: Path, shot: str, names: list[str]) -> None:
     """All pictures of one theme and size."""
     suffix, width, height = SHOTS[shot]
@@ -116,12 +124,12 @@ def photograph(browser: Browser, client: str, out: Path, shot: str, names: list[
     page.locator("#status .ready").wait_for(state="attached")
     page.wait_for_timeout(1000)
     if "start" in names:
-        page.screenshot(path=out / f"start{suffix}.png")
+        save(page.screenshot(), out / f"start{suffix}.png")
     for name, go in PAGES.items():
         go(page)
         if name in names:
             page.mouse.move(0, 0)
-            page.screenshot(path=out / f"{name}{suffix}.png")
+            save(page.screenshot(), out / f"{name}{suffix}.png")
             sys.stdout.write(f"{out / name}{suffix}.png\n")
     page.close()
 

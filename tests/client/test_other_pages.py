@@ -147,7 +147,7 @@ def test_adapters_joins_what_is_served_with_what_lies_on_the_volume(open_page, w
         rows = page.locator(".version")
         expect(rows).to_have_count(3)
         expect(rows.nth(0)).to_contain_text("served · latest")
-        expect(rows.nth(0)).to_contain_text("2.500 → 2.000 -20 %")
+        expect(rows.nth(0)).to_contain_text("2.500 → 2.000 −20 %")
         expect(rows.nth(1)).to_contain_text("not served")
         expect(rows.nth(2)).to_contain_text("unreadable")
         rows.nth(1).locator("summary").click()

@@ -40,6 +40,30 @@ def test_a_server_that_is_away_is_told_and_found_again(open_page):
         page.close()  # before the client goes, or the page would complain
 
 
+def test_a_client_that_was_started_again_goes_on_with_the_page(open_page, watched, server):
+    with web_client(server.url) as address:
+        page = open_page(address)
+        pick(page, "chat-model", "smalltalk")
+        ask(page, "Before")
+        expect(bot(page)[1]).to_contain_text("finished")
+    ask(page, "Meanwhile")
+    expect(problem(page)).to_contain_text("The web client's own server does not answer.")
+    with web_client(server.url, "--port", address.rpartition(":")[2]):
+        page.get_by_role("button", name="Retry").last.click()
+        expect(bot(page)[1]).to_contain_text("finished")
+        expect(page.locator(".turn.user")).to_have_text(
+            [re.compile("Before"), re.compile("Meanwhile")]
+        )
+        server.models.append(("newcomer", "newcomer@1", "base"))
+        try:
+            pick(page, "chat-model", re.compile("newcomer"))
+        finally:
+            server.models.pop()
+        page.close()
+    assert all("ERR_CONNECTION_REFUSED" in line for line in watched.logged), watched.logged
+    watched.logged.clear()
+
+
 def test_the_status_comes_although_an_answer_is_lost(open_page, address):
     page = open_page(None)
     lost = []
