@@ -62,7 +62,8 @@ def build_page(client: ChatClient) -> gr.Blocks:
                 **PRIVATE,
             )
         controls.connect(page)
-        _keep_fresh(page, client, status, list(pickers.values()), controls.key)
+        picked = gr.JSON(visible=False)
+        _keep_fresh(page, client, status, picked, controls.key, list(pickers.values()))
         page.load(None, None, None, js=_OPEN_SETTINGS, **PRIVATE)
         theme.click(None, None, None, js=_SWITCH_THEME, **PRIVATE)
     return page
@@ -88,12 +89,18 @@ def _model_picker(label: str, elem_id: str) -> gr.Dropdown:
 
 
 def _keep_fresh(
-    page: gr.Blocks, client: ChatClient, status: gr.HTML, pickers: list[gr.Dropdown], key: Any
+    page: gr.Blocks,
+    client: ChatClient,
+    status: gr.HTML,
+    picked: gr.JSON,
+    key: gr.Textbox,
+    pickers: list[gr.Dropdown],
 ) -> None:
     async def refresh(
-        shown: str | None, chat: str | None, left: str | None, right: str | None, api_key: str
+        shown: str | None, wanted: dict[str, str | None], api_key: str
     ) -> tuple[Any, ...]:
         """Look at the server; redraw the status line and the pickers if the page shows otherwise."""
+        left, right = wanted.get("left"), wanted.get("right")
         try:
             catalog = await look(client.with_key(api_key))
         except ValueError:
@@ -107,25 +114,27 @@ def _keep_fresh(
         base, adapter = base_model(models), first_adapter(models)
         if left == right and left == base:  # as it is before there is any adapter: nobody's choice
             right = None
-        wanted = [
-            (chat, default_model(models)),
+        choices = [
+            (wanted.get("model"), default_model(models)),
             (left, base or default_model(models)),
             (right, adapter or default_model(models)),
         ]
         updates = [
-            gr.Dropdown(choices=catalog.choices, value=catalog.keep(picked, default))
-            for picked, default in wanted
+            gr.Dropdown(choices=catalog.choices, value=catalog.keep(model, default))
+            for model, default in choices
         ]
         return line, *updates
 
     # What is drawn is known to the browser alone: an answer of ours may never get there, and a note
     # of it kept here would then stop all later ones. Nor do they travel through Gradio's queue,
-    # whose one stream of answers for each page can end without the page noticing.
+    # whose one stream of answers for each page can end without the page noticing. What is picked comes
+    # from the page's scripts: of the pickers Gradio takes only what this process has put into them,
+    # which is nothing after a restart.
     refreshing: dict[str, Any] = {
         "fn": refresh,
-        "inputs": [status, *pickers, key],
+        "inputs": [status, picked, key],
         "outputs": [status, *pickers],
-        "js": "async (...values) => (await lorachat).settings.beforeRefresh(values)",
+        "js": "async (status) => (await lorachat).settings.beforeRefresh(status)",
         "queue": False,
         **PRIVATE,
     }

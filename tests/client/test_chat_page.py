@@ -228,7 +228,7 @@ def test_every_setting_is_sent_and_travels_in_the_address(open_page, address, se
     page.locator("#seed input, #seed textarea").fill("9007199254740993")
     page.locator("#stop-strings textarea").fill("END\n\\n\\n")
     page.locator("#stop-strings textarea").press("Tab")
-    pick(page, "chat-model", "smalltalk")
+    pick(page, "chat-model", "coder")
 
     def asked():
         ask(page, "Hi")
@@ -238,7 +238,7 @@ def test_every_setting_is_sent_and_travels_in_the_address(open_page, address, se
         return request
 
     expected = {
-        "model": "smalltalk", "temperature": 0.5, "top_p": 0.5, "max_tokens": 64, "top_k": 40,
+        "model": "coder", "temperature": 0.5, "top_p": 0.5, "max_tokens": 64, "top_k": 40,
         "min_p": 0.1, "repetition_penalty": 1.2, "seed": 9007199254740993, "stop": ["END", "\n\n"],
         "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
@@ -307,6 +307,7 @@ def test_an_api_key_is_entered_and_stays_in_the_browser(open_page):
         page.locator("#api-key input").fill("")
         page.locator("#api-key input").press("Tab")
         expect(page.locator("#status")).to_contain_text("asks for an API key")
+        page.close()  # before the client goes, or the page would complain
 
 
 def test_leaving_the_page_stops_the_server(open_page):

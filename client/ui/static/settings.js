@@ -2,6 +2,7 @@
 // colleague the same; the API key is kept in this browser, and in no address.
 
 const KEY = "lorachat.key";
+const PICKERS = ["model", "left", "right"];
 const values = {};
 const defaults = {};
 let presets = {};
@@ -39,14 +40,9 @@ export function restore(names, shown, known) {
 }
 
 /** The values that a look at the server goes with; before the first, the address picks the models. */
-export function beforeRefresh([status, model, left, right]) {
-	return [
-		status,
-		model ?? address.get("model"),
-		left ?? address.get("left"),
-		right ?? address.get("right"),
-		key(),
-	];
+export function beforeRefresh(status) {
+	const picked = Object.fromEntries(PICKERS.map((name) => [name, values[name] ?? address.get(name)]));
+	return [status, picked, key()];
 }
 
 /** What the controls are to show once a preset was picked. */
@@ -82,7 +78,7 @@ function showInAddress() {
 	for (const [name, value] of Object.entries(values)) {
 		if (value != null && value !== defaults[name]) query.set(name, value);
 	}
-	for (const name of ["model", "left", "right"]) {
+	for (const name of PICKERS) {
 		// Not known yet: the address still holds the wish.
 		if (!(name in values) && address.has(name)) query.set(name, address.get(name));
 	}
