@@ -48,7 +48,7 @@ def build_page(client: ChatClient) -> gr.Blocks:
                     right = _model_picker("Model on the right", "right-model")
                 _element("lora-compare")
             with gr.Tab("Adapters", id="adapters"):
-                _element('lora-panel src="panels/adapters"')
+                _element('lora-panel src="panels/adapters" every="5"')
             with gr.Tab("Status", id="status-page"):
                 _element('lora-panel src="panels/status" every="2"')
 

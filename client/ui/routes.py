@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, HTTPException, Response
-from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -196,11 +196,19 @@ def build_routes(client: ChatClient, volume: Path | None, votes: VoteFile) -> AP
         return HTMLResponse(panels.adapters_page(catalog, await run_in_threadpool(versions)))
 
     @router.get("/reports/{name}/{version}")
-    def report(name: str, version: str) -> Response:
+    def report(
+        name: str, version: str, scheme: Literal["light", "dark"] | None = None
+    ) -> Response:
         path = report_path(volume, name, version) if volume else None
         if path is None:
             raise HTTPException(404, "There is no such report on the volume.")
-        return FileResponse(path, headers={"Content-Security-Policy": _REPORT_POLICY})
+        page = path.read_text("utf-8")
+        if scheme is not None:
+            # It follows the system's wish; within the page it has to follow the reader's choice.
+            for wish in ("light", "dark"):
+                applies = "all" if wish == scheme else "not all"
+                page = page.replace(f"(prefers-color-scheme: {wish})", applies)
+        return HTMLResponse(page, headers={"Content-Security-Policy": _REPORT_POLICY})
 
     return router
 

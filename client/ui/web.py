@@ -35,7 +35,7 @@ _SECURITY_HEADERS = {
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
         "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
         "media-src 'self' data: blob:; worker-src 'self' blob:; connect-src 'self' data: blob:; "
-        "object-src 'none'; base-uri 'self'; form-action 'self'"
+        "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -127,6 +127,7 @@ def create_app(options: Options) -> FastAPI:
         path="/",
         theme=THEME,
         head=_HEAD.format(style=code_style()),
+        favicon_path=str(STATIC / "favicon.svg"),
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

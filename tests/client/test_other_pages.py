@@ -15,6 +15,9 @@ from tests.client.volume import write_version
 
 pytestmark = pytest.mark.browser
 
+REPORT = """<style>h1 { color: rgb(1, 1, 1) }
+@media (prefers-color-scheme: dark) { h1 { color: rgb(2, 2, 2) } }</style>
+<h1>The report</h1><script>1</script>"""
 NEW, OLD, ODD = "20261123-081642-3fa9c1", "20261120-174501-77d0ee", "20261119-000000-000000"
 
 
@@ -133,7 +136,7 @@ def test_the_reports_prompts_as_a_batch_and_its_exports(open_page, server, tmp_p
 def test_adapters_joins_what_is_served_with_what_lies_on_the_volume(open_page, watched, tmp_path):
     volume = tmp_path / "adapters"
     write_version(
-        volume, "smalltalk", NEW, latest=True, report="<h1>The report</h1><script>1</script>"
+        volume, "smalltalk", NEW, latest=True, report=REPORT
     )
     write_version(volume, "smalltalk", OLD, base="another/base")
     write_version(volume, "smalltalk", ODD)
@@ -162,6 +165,10 @@ def test_adapters_joins_what_is_served_with_what_lies_on_the_volume(open_page, w
         expect(rows.nth(0)).to_contain_text("help-desk, small-talk")
         frame = page.frame_locator(f"iframe[title='Training report of {root}']")
         expect(frame.get_by_role("heading", name="The report")).to_be_visible()
+        heading = frame.get_by_role("heading", name="The report")
+        expect(heading).to_have_css("color", "rgb(1, 1, 1)")
+        page.locator("#theme").click()  # not the system's theme: the page's
+        expect(heading).to_have_css("color", "rgb(2, 2, 2)")
         # Another look at the page leaves open what was open.
         tab(page, "Chat")
         tab(page, "Adapters")

@@ -16,12 +16,16 @@ class Panel extends HTMLElement {
 		this.observer.observe(this);
 		if (!this.textContent) this.append(h("p", { class: "small" }, "Looking…"));
 		this.addEventListener("toggle", (event) => this.openReport(event.target), true);
+		addEventListener("lorachat:theme", this.onTheme);
 	}
 
 	disconnectedCallback() {
 		this.observer.disconnect();
 		clearTimeout(this.timer);
+		removeEventListener("lorachat:theme", this.onTheme);
 	}
+
+	onTheme = () => this.querySelectorAll("details").forEach((details) => this.openReport(details));
 
 	async refresh() {
 		clearTimeout(this.timer);
@@ -44,13 +48,13 @@ class Panel extends HTMLElement {
 		for (const details of this.querySelectorAll("details")) details.open = opened.includes(details.dataset.key);
 	}
 
-	/** A report is loaded when its version is opened. */
+	/** A report is loaded when its version is opened, in the colours of the page. */
 	openReport(details) {
-		const frame = details.open && details.querySelector("iframe[data-src]");
-		if (frame) {
-			frame.src = new URL(`../${frame.dataset.src}`, import.meta.url);
-			frame.removeAttribute("data-src");
-		}
+		const frame = details.open && details.querySelector("iframe");
+		if (!frame) return;
+		const url = new URL(`../${frame.dataset.src}`, import.meta.url);
+		url.searchParams.set("scheme", document.body.classList.contains("dark") ? "dark" : "light");
+		if (frame.src !== url.href) frame.src = url;
 	}
 }
 

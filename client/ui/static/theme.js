@@ -6,6 +6,7 @@ export function toggle() {
 	const dark = document.body.classList.toggle("dark");
 	document.documentElement.style.colorScheme = dark ? "dark" : "light";
 	localStorage.setItem(NAME, dark ? "dark" : "light");
+	dispatchEvent(new Event("lorachat:theme"));
 }
 
 const chosen = localStorage.getItem(NAME);
