@@ -196,9 +196,7 @@ def build_routes(client: ChatClient, volume: Path | None, votes: VoteFile) -> AP
         return HTMLResponse(panels.adapters_page(catalog, await run_in_threadpool(versions)))
 
     @router.get("/reports/{name}/{version}")
-    def report(
-        name: str, version: str, scheme: Literal["light", "dark"] | None = None
-    ) -> Response:
+    def report(name: str, version: str, scheme: Literal["light", "dark"] | None = None) -> Response:
         path = report_path(volume, name, version) if volume else None
         if path is None:
             raise HTTPException(404, "There is no such report on the volume.")

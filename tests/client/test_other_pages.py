@@ -135,9 +135,7 @@ def test_the_reports_prompts_as_a_batch_and_its_exports(open_page, server, tmp_p
 
 def test_adapters_joins_what_is_served_with_what_lies_on_the_volume(open_page, watched, tmp_path):
     volume = tmp_path / "adapters"
-    write_version(
-        volume, "smalltalk", NEW, latest=True, report=REPORT
-    )
+    write_version(volume, "smalltalk", NEW, latest=True, report=REPORT)
     write_version(volume, "smalltalk", OLD, base="another/base")
     write_version(volume, "smalltalk", ODD)
     (volume / "smalltalk" / ODD / "manifest.json").write_text("{")
