@@ -29,14 +29,15 @@ class Row:
 def status_page(server: str, catalog: Catalog, history: History | None, keep_seconds: float) -> str:
     """`history` is None where the server has no metrics."""
     if catalog.error is None:
-        state, sentence = "ready", "The server is ready."
+        state, sentence, next_step = "ready", "The server is ready.", ""
     else:
         state = "loading" if catalog.is_loading else "away"
-        sentence = str(catalog.error)
+        sentence, next_step = catalog.error.sentence, catalog.error.next_step
     return _TEMPLATES.get_template("status.html.j2").render(
         server=server,
         state=state,
         sentence=sentence,
+        next_step=next_step,
         models=catalog.summary if catalog.models else "",
         history=history,
         minutes=round(keep_seconds / 60),
