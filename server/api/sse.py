@@ -20,7 +20,7 @@ from server.api.schemas import (
     UsageBody,
 )
 from server.engine.engine import Generation
-from server.types import Delta, Event, Failed, Finished, FinishReason, Usage
+from server.types import Delta, Event, Failed, Finished, FinishReason, PromptScored, Usage
 
 
 @dataclass(slots=True)
@@ -122,6 +122,8 @@ async def chunks(
         if isinstance(event, Failed):
             yield describe(event.error)[1]
             return
+        if isinstance(event, PromptScored):
+            continue
         # The role goes out with the first token and not before: clients time the first chunk.
         if event.index not in begun:
             begun.add(event.index)

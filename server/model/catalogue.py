@@ -18,10 +18,11 @@ from weakref import WeakValueDictionary
 from transformers import PreTrainedTokenizerFast
 
 from server.errors import AdapterError, ModelNotFoundError
-from server.model.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from server.model.adapter import WEIGHTS_FILE, read_adapter
 from server.model.loader import BaseModel
 from server.model.lora import AdapterWeights
 from server.model.manifest import check_files, read_manifest
+from server.model.peft_config import CONFIG_FILE
 from server.model.tokenizer import ChatTokenizer
 from server.types import Message, ModelInfo, TextDecoder
 
