@@ -193,7 +193,8 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _chat(options: argparse.Namespace, sampling: Sampling) -> int:
-    from client.terminal import Session, run
+    from client.terminal import Session
+    from client.terminal_loop import run
 
     session = Session(model=options.model, system=options.system, sampling=sampling)
     return run(options.server, options.api_key, session)

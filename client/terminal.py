@@ -1,11 +1,8 @@
-"""Chat in a terminal: reads lines, streams answers, obeys slash commands.
+"""Chat in a terminal: streams answers, obeys slash commands.
 
-At a terminal Ctrl-C ends the answer being written, and Ctrl-D or /exit the program. With input from
-a pipe each line is a question, and only answers go to standard output.
+With input from a pipe only answers go to standard output. Where the lines come from is not known here.
 """
 
-import asyncio
-import os
 import sys
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -21,7 +18,7 @@ from client.figures import figures
 from client.printable import printable
 from client.sampling import change, show
 from client.terminal_compare import show_side_by_side
-from client.terminal_files import as_text, remembered_lines
+from client.terminal_files import as_text
 from client.terminal_markdown import MarkdownStream
 from client.types import ChatRequest, Delta, Done, Message, Sampling, default_model
 
@@ -264,58 +261,3 @@ class PlainStream:
         self._has_written = True
         sys.stdout.write(printable(text))
         sys.stdout.flush()
-
-
-def run(server: str, api_key: str | None, session: Session) -> int:
-    """Chat until the input ends; 1 if a line from a pipe could not be answered, else 0."""
-    is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    client = ChatClient(server, api_key)
-    terminal = Terminal(client, session, is_interactive)
-    # The runner turns Ctrl-C into a cancellation of what it runs, and can run again after it.
-    with asyncio.Runner() as runner:
-        try:
-            if is_interactive:
-                _chat(runner, terminal)
-                return 0
-            return _answer_lines(runner, terminal)
-        finally:
-            runner.run(client.aclose())
-
-
-def _chat(runner: asyncio.Runner, terminal: Terminal) -> None:
-    out = Console(highlight=False)
-    try:
-        runner.run(terminal.greet())
-    except KeyboardInterrupt:
-        return
-    with remembered_lines():
-        while True:
-            try:
-                line = input("> ")
-            except EOFError:
-                out.print()
-                return
-            except KeyboardInterrupt:
-                out.print(Text("\nCtrl-D or /exit leaves", style="dim"))
-                continue
-            try:
-                runner.run(terminal.handle(line))
-            except KeyboardInterrupt:
-                out.print(Text("stopped", style="dim"))
-            except Leave:
-                return
-
-
-def _answer_lines(runner: asyncio.Runner, terminal: Terminal) -> int:
-    try:
-        for line in sys.stdin:
-            runner.run(terminal.handle(line))
-    except Leave:
-        pass
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader has left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 1 if terminal.has_failed else 0
