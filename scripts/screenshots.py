@@ -155,15 +155,16 @@ def main() -> int:
         shots, names, out = ["laptop"], list(README), ROOT / "docs" / "images"
     out.mkdir(parents=True, exist_ok=True)
     cache = Path(os.environ.get("LORACHAT_CACHE") or ROOT / ".cache")
+    logs = ROOT / ".cache" / "logs"
     volume = ["--adapters", str(options.adapters)]
     server, client = (f"http://127.0.0.1:{free_port(0)}" for _ in range(2))
     serve = ["server", "--model", str(prepare(cache)), "--port", server.rpartition(":")[2], *volume]
     page = ["client", "ui", "--server", server, "--port", client.rpartition(":")[2], *volume]
     try:
         with ExitStack() as programs:
-            started = programs.enter_context(Program(serve, out.parent / "server.log"))
+            started = programs.enter_context(Program(serve, logs / "server.log"))
             started.wait_until_up(f"{server}/ready", 120)
-            shown = programs.enter_context(Program(page, out.parent / "client.log"))
+            shown = programs.enter_context(Program(page, logs / "client.log"))
             shown.wait_until_up(f"{client}/health", 60)
             playwright = programs.enter_context(sync_playwright())
             browser = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
