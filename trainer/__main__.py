@@ -3,8 +3,11 @@
     python -m trainer recipes
     python -m trainer prepare --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
+    python -m trainer make-shape --like llama-3.2-3b DIR
 
-Exit codes: 0 done; 3 the recipe, the data or this machine is not right (trying again will not help); 1 other.
+Exit codes: 0 done, now or by an earlier start; 3 the recipe, the data or this machine is not right (trying again will
+not help); 75 memory did not suffice (trying again with --auto-batch will); 143 ended by SIGTERM with a checkpoint saved
+and 130 by Ctrl-C (the same command goes on); 1 other.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.errors import TrainerError
+from trainer.errors import RetryableError, TrainerError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _recipes()
         if options.command == "prepare":
             return _prepare(options)
-        return _train(options, shlex.join(["python", "-m", "trainer", *given]))
+        if options.command == "make-shape":
+            return _make_shape(options)
+        return _train(options, given)
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return error.exit_code
@@ -36,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trainer: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("trainer: stopped; nothing was published", file=sys.stderr)
+        print("trainer: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
 
 
@@ -70,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="DIR",
-        help="folder of this run; must hold none yet",
+        help="folder of this run; the same command goes on with what it holds",
     )
     train.add_argument(
         "--adapters",
@@ -87,7 +92,33 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave the adapter in DIR; do not touch the volume",
     )
+    train.add_argument(
+        "--auto-batch",
+        action="store_true",
+        help="where memory does not suffice, go on from the last checkpoint with smaller forward passes; the rows of a "
+        "step stay the same",
+    )
+    shape = commands.add_parser(
+        "make-shape", help="write a model of a known architecture with random weights, to try a recipe on"
+    )
+    shape.add_argument("--like", required=True, metavar="NAME", help="llama-3.2-3b, llama-3.2-1b or tiny")
+    shape.add_argument("folder", type=Path, metavar="DIR", help="folder to write; must not exist")
+    shape.add_argument(
+        "--text", type=Path, metavar="FILE", help="a text whose words the tokenizer learns (default: none)"
+    )
+    shape.add_argument("--seed", type=int, default=3407, help="of the weights (default: 3407)")
     return parser
+
+
+def _make_shape(options: argparse.Namespace) -> int:
+    from trainer.environment import hush_libraries, prepare_environment
+    from trainer.shape import make_shape
+
+    prepare_environment(needs_hub=False)
+    hush_libraries()
+    count = make_shape(options.like, options.folder, text=options.text, seed=options.seed)
+    print(f"{options.folder}: {count:,} random parameters shaped like {options.like}")
+    return 0
 
 
 def _recipes() -> int:
@@ -119,7 +150,9 @@ def _prepare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, command: str) -> int:
+def _train(options: argparse.Namespace, given: list[str]) -> int:
+    from trainer.outcome import earlier_outcome
+    from trainer.processes import is_main, process_count
     from trainer.progress import terminal
     from trainer.recipe_file import load_recipe
     from trainer.request import RunRequest
@@ -130,13 +163,31 @@ def _train(options: argparse.Namespace, command: str) -> int:
         output=options.output,
         name=options.name or options.output.resolve().name,
         adapters=None if options.no_publish else options.adapters,
-        command=command,
+        command=shlex.join(["python", "-m", "trainer", *given]),
     )
-    with terminal() as reporter:
-        result = run(request, reporter)
-    print(summary(result.record))
-    print(f"report: {result.report / 'report.html'}")
-    print(f"adapter: {result.published or result.adapter}")
+    if outcome := earlier_outcome(request):
+        if is_main():
+            print(f"already complete\n{outcome.summary}\nreport: {outcome.report}/report.html")
+            print(f"adapter: {outcome.published or outcome.adapter}")
+        return 0
+    try:
+        with terminal() as reporter:
+            result = run(request, reporter)
+    except RetryableError as error:
+        if not options.auto_batch:
+            raise
+        from trainer.auto_batch import halve_passes
+
+        change = halve_passes(request.recipe, request.output)
+        print(f"trainer: memory does not suffice; {change}, and on", file=sys.stderr, flush=True)
+        if process_count() > 1:  # the launcher starts all of them again
+            return error.exit_code
+        # A new process: what the libraries hold of the failed one's memory goes with it.
+        os.execv(sys.executable, [sys.executable, "-m", "trainer", *given])
+    if result is not None:
+        print(summary(result.record))
+        print(f"report: {result.report / 'report.html'}")
+        print(f"adapter: {result.published or result.adapter}")
     return 0
 
 

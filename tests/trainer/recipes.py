@@ -96,8 +96,17 @@ def fit_once(recipe: Recipe, template: Any, rows: list[Any], output: Path) -> tu
 
     machine, backend = Machine("cpu", "CPU"), PeftBackend()
     loaded = backend.load(recipe, machine)
-    bar = Silent().bar("", 1)
+    say = Silent()
     result = fit(
-        recipe, machine, backend, loaded, template.tokenizer, rows, output, lambda: 0.0, bar
+        recipe,
+        machine,
+        backend,
+        loaded,
+        template.tokenizer,
+        rows,
+        output,
+        lambda: 0.0,
+        say.bar("", 1),
+        say,
     )
     return loaded, result
