@@ -176,6 +176,11 @@ class TrainingConfig(Section):
         default=8192,
         description="Most tokens of a forward pass with padding_free: bounds the memory.",
     )
+    cuda_graphs: Flag = Field(
+        default=True,
+        description="Replay each shape of a padding-free pass as one CUDA graph (bfloat16, no dropout): without, the "
+        "processor is the bottleneck.",
+    )
     max_steps: Count = Field(default=40, description="Optimiser steps of the run.")
     learning_rate: Annotated[float, Field(strict=True, gt=0)] = Field(
         default=2e-4, description="Peak learning rate."
@@ -186,9 +191,10 @@ class TrainingConfig(Section):
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = Field(
         default="linear", description="Course of the learning rate after the warm-up."
     )
-    optim: Literal["adamw_8bit", "adamw_torch"] = Field(
+    optim: Literal["adamw_8bit", "adamw_torch", "adamw_torch_fused"] = Field(
         default="adamw_torch",
-        description="adamw_8bit: optimiser states in 8 bits (bitsandbytes); needs a CUDA GPU.",
+        description="adamw_8bit: optimiser states in 8 bits (bitsandbytes); needs a CUDA GPU. adamw_torch_fused: all "
+        "tensors in one launch.",
     )
     weight_decay: Annotated[float, Field(strict=True, ge=0)] = Field(
         default=0.01, description="Decay of the adapter's weights."

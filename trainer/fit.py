@@ -131,7 +131,10 @@ def _trainer(
             max_pass_tokens=recipe.training.max_pass_tokens,
             max_row_tokens=recipe.model.max_seq_length,
             # Random numbers of dropout, and the loss scale of float16, change from step to step.
-            use_graphs=machine.has_cuda and loaded.dtype == "bfloat16" and recipe.lora.dropout == 0,
+            use_graphs=recipe.training.cuda_graphs
+            and machine.has_cuda
+            and loaded.dtype == "bfloat16"
+            and recipe.lora.dropout == 0,
             reporter=say,
         )
     else:

@@ -27,6 +27,7 @@ FREE = frozenset(
         "training.per_device_train_batch_size",  # their product counts, as rows per step
         "training.gradient_accumulation_steps",
         "training.max_pass_tokens",
+        "training.cuda_graphs",
         "training.save_steps",
         "training.report_to",
     }

@@ -17,11 +17,11 @@ from trainer.auto_batch import pass_setting, with_smaller_passes
 from trainer.checkpoints import newest_sealed, remove_broken, step_of
 from trainer.config import Recipe
 from trainer.environment import hush_libraries, prepare_environment, versions
-from trainer.errors import Interrupted, RetryableError, TrainingError
+from trainer.errors import ConfigError, Interrupted, RetryableError, TrainingError
 from trainer.hub import commit_of
 from trainer.identity import check_identity, data_fingerprint, recipe_facts, text_fingerprint
 from trainer.output_lock import output_lock
-from trainer.outcome import Outcome, write_outcome
+from trainer.outcome import Outcome, earlier_outcome, write_outcome
 from trainer.processes import is_main, process_count
 from trainer.progress import Reporter, Silent
 from trainer.recipe_file import dump_recipe
@@ -54,6 +54,10 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult | No
     began, started = time.monotonic(), datetime.now(UTC)
     say = (reporter or Silent()) if is_main() else Silent()
     check_request(request)
+    if earlier_outcome(request) is not None:
+        raise ConfigError(
+            f"{request.output} holds a complete run already; choose another --output."
+        )
     with output_lock(request.output):
         return _locked_run(request, began, started, say)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from trainer.packed.layout import Pass
 
+WASTE = 0.06  # share of empty places that is taken rather than recording another shape
+
 # (pass, what the sum of its losses is multiplied by) -> that sum; leaves the gradients in .grad, added to what is there
 Step = Callable[[Pass, Tensor], Tensor]
 
@@ -29,6 +31,15 @@ class GraphedStep:
     def shapes(self) -> int:
         """How many shapes were recorded."""
         return len(self._recorded)
+
+    def near(self, tokens: int, segments: int) -> int | None:
+        """A recorded size that `tokens` places fit into with little waste: recording another costs more."""
+        sizes = [
+            size
+            for size, boundaries in self._recorded
+            if boundaries == segments + 1 and tokens <= size <= tokens * (1 + WASTE)
+        ]
+        return min(sizes, default=None)
 
     def __call__(self, inputs: Pass, factor: Tensor) -> Tensor:
         """Run the step. Raises RuntimeError where it cannot be recorded; the gradients are then not to be used."""

@@ -26,13 +26,13 @@ class _HeadLoss(torch.autograd.Function):
             wanted = targets[part]
             counts = (wanted != IGNORED).unsqueeze(1)
             index = wanted.clamp(min=0).unsqueeze(1)
-            logits = (hidden[part] @ weight.t()).float()
-            norm = torch.logsumexp(logits, dim=1, keepdim=True)
-            total += ((norm - logits.gather(1, index)) * counts).sum()
-            logits.sub_(norm).exp_()  # now probabilities
-            logits.scatter_add_(1, index, torch.full_like(norm, -1.0))
-            logits.mul_(counts)
-            gradient[part] = logits.to(weight.dtype) @ weight
+            logits = hidden[part] @ weight.t()
+            log_p = torch.log_softmax(logits, dim=1, dtype=torch.float32)
+            del logits
+            total -= (log_p.gather(1, index) * counts).sum()
+            p = log_p.exp_()
+            p.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
+            gradient[part] = (p.to(weight.dtype) @ weight) * counts
         ctx.save_for_backward(gradient)
         return total
 

@@ -72,15 +72,14 @@ def split_rows(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]
 
 
 def lay_out(
-    input_ids: Tensor, labels: Tensor, lengths: Sequence[int], multiple: int, segments: int
+    input_ids: Tensor, labels: Tensor, lengths: Sequence[int], tokens: int, segments: int
 ) -> Pass:
-    """A pass over the rows that lie end to end in input_ids and labels, both (sum of lengths,).
+    """A pass of `tokens` places over the rows that lie end to end in input_ids and labels, both (sum of lengths,).
 
-    Its length is the next multiple of `multiple`, and its boundaries have `segments` + 1 entries, so that passes of
-    similar size have the same shape. segments must be over the number of rows.
+    Its boundaries have `segments` + 1 entries, so that passes of similar size can have the same shape. tokens must be
+    at least the sum of lengths, segments over the number of rows.
     """
     device, total = input_ids.device, sum(lengths)
-    tokens = -(-total // multiple) * multiple
     ends = torch.tensor(lengths).cumsum(0).tolist()
     boundaries = [0, *ends, *[tokens] * (segments - len(ends))]
     positions = torch.cat([torch.arange(length) for length in (*lengths, tokens - total)])

@@ -15,12 +15,13 @@ from trl import SFTTrainer
 from trainer.packed.attention import packed_attention
 from trainer.packed.graphs import GraphedStep
 from trainer.packed.head import head_loss
+from trainer.packed.kernels import use_fused_kernels
 from trainer.packed.layout import Pass, lay_out, split_rows
 from trainer.packed.lora import use_fused_lora
 from trainer.progress import Reporter
 from trainer.template import IGNORED
 
-SHAPE_TOKENS = 1024  # lengths of passes are multiples of it, so that few graphs serve all steps
+SHAPE_TOKENS = 512  # lengths of passes are multiples of it, so that few graphs serve all steps
 SEGMENT_MULTIPLE = 16
 
 
@@ -45,6 +46,9 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         self._graphs = GraphedStep(self._run_pass) if use_graphs else None
         self._gradients: dict[torch.nn.Parameter, Tensor] = {}
         use_fused_lora(self.model)
+        problem = use_fused_kernels(self.model.get_base_model())
+        if problem and use_graphs:
+            reporter.warn(f"Fused kernels are not used, which costs about a quarter of the speed: {problem}.")
 
     def training_step(
         self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None
@@ -66,12 +70,15 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         scaler = self.accelerator.scaler
         factor = scaler.scale(factor) if scaler is not None else factor
         loss = torch.zeros_like(factor)
+        # The same for all passes of a step, so that only their lengths tell shapes apart.
+        segments = -(-(len(lengths) + 1) // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
         for first, last in split_rows(lengths, self._max_pass_tokens):
             part = slice(starts[first], starts[last])
-            segments = -(-(last - first + 1) // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
-            rows = lay_out(
-                input_ids[part], labels[part], lengths[first:last], self._multiple, segments
-            )
+            tokens = starts[last] - starts[first]
+            places = -(-tokens // self._multiple) * self._multiple
+            if self._graphs is not None:
+                places = self._graphs.near(places, segments) or places
+            rows = lay_out(input_ids[part], labels[part], lengths[first:last], places, segments)
             loss += self._graphed(rows, factor)
         loss = loss / trained.clamp(min=1)
         if self.accelerator.num_processes > 1:
@@ -119,15 +126,19 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
 
         The library forgets .grad after each step, which is when they are due to be emptied.
         """
-        for parameter in self.model.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                if parameter not in self._gradients:
-                    self._gradients[parameter] = torch.zeros_like(parameter)
-                parameter.grad = self._gradients[parameter].zero_()
+        if not self._gradients:
+            self._gradients = {
+                parameter: torch.zeros_like(parameter)
+                for parameter in self.model.parameters()
+                if parameter.requires_grad
+            }
+        if any(parameter.grad is None for parameter in self._gradients):
+            self._zero_gradients()
+        for parameter, gradient in self._gradients.items():
+            parameter.grad = gradient
 
     def _zero_gradients(self) -> None:
-        for gradient in self._gradients.values():
-            gradient.zero_()
+        torch._foreach_zero_(list(self._gradients.values()))
 
     def _sum_gradients(self) -> None:
         """Add up the gradients of all processes, in one message."""
