@@ -73,8 +73,8 @@ class _Recording:
         self.loss = torch.zeros_like(factor)
 
     def record(self, step: Step, pool: tuple[int, int] | None) -> None:
-        # Weight casts of an autocast cache would be recorded once and go stale.
-        with torch.cuda.graph(self.graph, pool=pool):
+        # thread_local: NCCL's watchdog asks for its events from a thread of its own.
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.loss.copy_(step(self.inputs, self.factor))
 
     def replay(self, inputs: Pass, factor: Tensor) -> Tensor:
