@@ -35,9 +35,7 @@ def token_flops(
         2 * width * heads * dim + 2 * width * kv + 3 * width * config.intermediate_size
     )
     head = width * config.vocab_size
-    attention = (
-        2 * heads * dim * layers * sum(length * length for length in lengths) / sum(lengths)
-    )
+    attention = 2 * heads * dim * layers * sum(length * length for length in lengths) / sum(lengths)
     model = 4 * (linear + head) + 6 * lora_parameters + 3 * attention
     if not recompute:
         return TokenFlops(model, model)
@@ -48,9 +46,7 @@ def matrix_ceiling(size: int = 8192) -> float:
     """FLOP/s of a bfloat16 product of random square matrices on the GPU, the median of 20; nought without one."""
     if not torch.cuda.is_available():
         return 0.0
-    left, right = (
-        torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2)
-    )
+    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = []
     for index in range(23):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

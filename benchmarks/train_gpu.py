@@ -41,12 +41,12 @@ def main() -> int:
             command += ["--instructions", str(options.instructions), "--skip", str(options.skip)]
             command += ["--variants", *options.variants] if options.variants else []
             command += ["--miniature"] if options.miniature else []
-            env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+            env = os.environ | {
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+            }
             try:
                 # unsloth writes a folder of compiled code where it is started.
-                subprocess.run(
-                    command, cwd=scratch, env=env, timeout=options.timeout, check=False
-                )
+                subprocess.run(command, cwd=scratch, env=env, timeout=options.timeout, check=False)
             except subprocess.TimeoutExpired:
                 print(f"{engine}: stopped after {options.timeout} s", file=sys.stderr)
             if part.is_file():
@@ -66,7 +66,8 @@ def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     machine = results["machine"]
     lines = [
-        f"{machine['device']}, driver {machine['driver']}; bf16 matrix product {machine['ceiling'] / 1e12:.0f} TFLOP/s; "
+        f"{machine['device']}, driver {machine['driver']}; "
+        f"bf16 matrix product {machine['ceiling'] / 1e12:.0f} TFLOP/s; "
         f"{machine['rows']} rows, mean {machine['mean_tokens']:.0f} tokens",
         "",
         "| variant | s/step (median) | real tokens/step | real tokens/s | peak reserved GB | after load GB | "
@@ -104,13 +105,13 @@ def _child(options: argparse.Namespace) -> int:
         UnslothBackend().activate()
     import torch
     import transformers.trainer
+    from transformers import AutoConfig
 
     from benchmarks.train_clock import StepClock
     from benchmarks.train_figures import FORMULA, matrix_ceiling, token_flops
     from benchmarks.train_variants import VARIANTS, Work, forget
     from trainer.prepare import prepare_data
     from trainer.progress import Silent
-    from transformers import AutoConfig
 
     hush_libraries()
     import_seconds = time.perf_counter() - began
@@ -145,9 +146,7 @@ def _child(options: argparse.Namespace) -> int:
             steps = taken.steps
             seconds, tokens = steps.seconds[options.skip :], steps.tokens[options.skip :]
             rate = sum(tokens) / sum(seconds)
-            flops = token_flops(
-                config, taken.lora_parameters, lengths, recompute=taken.recompute
-            )
+            flops = token_flops(config, taken.lora_parameters, lengths, recompute=taken.recompute)
             ceiling = machine["ceiling"] or float("inf")
             found[name] = {
                 "engine": options.child,
@@ -188,7 +187,10 @@ def _recipe(options: argparse.Namespace) -> Any:
     ]
     if options.miniature:
         changes += ["model.load_in_4bit=false", "training.optim=adamw_torch"]
-        changes += ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=2"]
+        changes += [
+            "training.per_device_train_batch_size=2",
+            "training.gradient_accumulation_steps=2",
+        ]
         changes += ["model.max_seq_length=256"]
     return load_recipe("llama-3.2-3b", changes)
 
@@ -196,7 +198,20 @@ def _recipe(options: argparse.Namespace) -> Any:
 def _make_miniature(options: argparse.Namespace, folder: Path) -> None:
     from trainer.shape import make_shape
 
-    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
+    words = [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+    ]
     asks = [" ".join(words[i % 12 :] + words[: i % 7]) + f" {i}" for i in range(48)]
     chats = [
         {"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": ask[::-1]}]}

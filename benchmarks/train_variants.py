@@ -27,7 +27,9 @@ GB = 1e9
 class Work:
     """What a variant is given."""
 
-    recipe: Recipe  # the published one on this model and these rows, with as many steps as are wanted
+    recipe: (
+        Recipe  # the published one on this model and these rows, with as many steps as are wanted
+    )
     template: ChatTemplate
     rows: Sequence[Row]
 
@@ -52,14 +54,20 @@ def ours(
     """A variant of our own trainer: the recipe with `training` changed."""
 
     def run(work: Work, clock: StepClock) -> Taken:
+        from rich.console import Console
+
         from trainer.backends.peft import PeftBackend
         from trainer.backends.unsloth import UnslothBackend
         from trainer.fit import fit
         from trainer.machine import this_machine
         from trainer.progress import Terminal
-        from rich.console import Console
 
-        update = {"model": {**work.recipe.model.model_dump(), "load_in_4bit": four_bit and torch.cuda.is_available()}}
+        update = {
+            "model": {
+                **work.recipe.model.model_dump(),
+                "load_in_4bit": four_bit and torch.cuda.is_available(),
+            }
+        }
         update["training"] = {**work.recipe.training.model_dump(), "backend": backend, **training}
         recipe = Recipe.model_validate({**work.recipe.model_dump(), **update})
         machine = this_machine()

@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trainer: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("trainer: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "trainer: stopped; the same command goes on from the last checkpoint", file=sys.stderr
+        )
         return 130
 
 
@@ -99,12 +101,18 @@ def _parser() -> argparse.ArgumentParser:
         "step stay the same",
     )
     shape = commands.add_parser(
-        "make-shape", help="write a model of a known architecture with random weights, to try a recipe on"
+        "make-shape",
+        help="write a model of a known architecture with random weights, to try a recipe on",
     )
-    shape.add_argument("--like", required=True, metavar="NAME", help="llama-3.2-3b, llama-3.2-1b or tiny")
+    shape.add_argument(
+        "--like", required=True, metavar="NAME", help="llama-3.2-3b, llama-3.2-1b or tiny"
+    )
     shape.add_argument("folder", type=Path, metavar="DIR", help="folder to write; must not exist")
     shape.add_argument(
-        "--text", type=Path, metavar="FILE", help="a text whose words the tokenizer learns (default: none)"
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="a text whose words the tokenizer learns (default: none)",
     )
     shape.add_argument("--seed", type=int, default=3407, help="of the weights (default: 3407)")
     return parser

@@ -18,7 +18,7 @@ LEAST_TOKENS = 512
 def pass_setting(recipe: Recipe) -> str:
     """The key that bounds a forward pass."""
     if recipe.training.padding_free == "never":
-        return "training.per_device_train_batch_size (and raise training.gradient_accumulation_steps by the same factor)"
+        return "training.per_device_train_batch_size (and raise training.gradient_accumulation_steps likewise)"
     return "training.max_pass_tokens"
 
 
@@ -46,7 +46,7 @@ def halve_passes(recipe: Recipe, output: Path) -> str:
         new["gradient_accumulation_steps"] = accumulation * 2
     if not new or (micro == 1 and training.max_pass_tokens // 2 < LEAST_TOKENS):
         raise ConfigError(
-            "One row at a time does not fit into this machine's memory; lower model.max_seq_length, or use a larger GPU."
+            "One row at a time does not fit into this machine's memory; lower model.max_seq_length."
         )
     (output / FILE).write_text(json.dumps(new) + "\n", encoding="utf-8")
     return ", ".join(f"{key}: {getattr(training, key)} -> {value}" for key, value in new.items())

@@ -27,6 +27,7 @@ from trainer.dataset import Row
 from trainer.interruption import StopRequest
 from trainer.losses import collate
 from trainer.machine import Machine
+from trainer.order import row_order
 from trainer.packed.layout import collate_flat
 from trainer.processes import divide_step, process_count
 from trainer.progress import Bar, Reporter
@@ -65,14 +66,16 @@ def fit(
     evaluation.eval_steps steps and after the last.
     """
     checkpoint = newest_sealed(folder)
+    training = recipe.training
+    step_rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
     dataset = Dataset.from_dict(
         {
             "input_ids": [row.encoded.input_ids for row in rows],
             "labels": [row.encoded.labels for row in rows],
         }
-    )
+    ).select(row_order(len(rows), training.max_steps * step_rows, training.seed))
     with StopRequest() as stop:
-        watcher = Watcher(recipe, curve_loss, bar, stop)
+        watcher = Watcher(recipe, curve_loss, bar, stop, steps_per_epoch=len(rows) / step_rows)
         trainer = _trainer(
             recipe, machine, backend, loaded, tokenizer, dataset, folder, watcher, say
         )
@@ -95,7 +98,7 @@ def fit(
         best.load()
     return FitResult(
         steps=state.global_step,
-        epochs=float(state.epoch or 0.0),
+        epochs=state.global_step * step_rows / len(rows),
         seconds=watcher.train_seconds,
         tokens_seen=int(state.num_input_tokens_seen),
         history=watcher.history(),
@@ -180,7 +183,7 @@ def sft_arguments(
         "gradient_checkpointing": training.gradient_checkpointing,
         "seed": training.seed,
         "data_seed": training.seed,
-        "train_sampling_strategy": "random",
+        "train_sampling_strategy": "sequential",  # row_order has shuffled
         "bf16": machine.has_cuda and loaded.dtype == "bfloat16",
         "fp16": machine.has_cuda and loaded.dtype == "float16",
         "use_cpu": not machine.has_cuda,

@@ -20,8 +20,8 @@ from trainer.environment import hush_libraries, prepare_environment, versions
 from trainer.errors import ConfigError, Interrupted, RetryableError, TrainingError
 from trainer.hub import commit_of
 from trainer.identity import check_identity, data_fingerprint, recipe_facts, text_fingerprint
-from trainer.output_lock import output_lock
 from trainer.outcome import Outcome, earlier_outcome, write_outcome
+from trainer.output_lock import output_lock
 from trainer.processes import is_main, process_count
 from trainer.progress import Reporter, Silent
 from trainer.recipe_file import dump_recipe
@@ -81,11 +81,11 @@ def _locked_run(
     memory = MemoryMeter(machine)
     hush_libraries()
     warnings = list(recipe.advice())
-    if machine.has_cuda and recipe.training.padding_free == "auto":
-        if problem := padding_free_problem(machine):
-            warnings.append(
-                f"training.padding_free: rows are padded, which is slower, since {problem}."
-            )
+    asked = machine.has_cuda and recipe.training.padding_free == "auto"
+    if asked and (problem := padding_free_problem(machine)):
+        warnings.append(
+            f"training.padding_free: rows are padded, which is slower, since {problem}."
+        )
     for warning in warnings:
         say.warn(warning)
 

@@ -47,8 +47,9 @@ def _largest_error() -> float:
     results = []
     for function in (kernel, masked):
         inputs = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-        out = function(*inputs, boundaries, 130, 0.125)
-        out.float().square().sum().backward()
+        query, key, value = inputs
+        out = function(query, key, value, boundaries, 130, 0.125)
+        torch.autograd.backward(out.float().square().sum())
         results.append([out, *(tensor.grad for tensor in inputs)])
     return max(
         float((fast - exact).float().norm() / exact.float().norm())
@@ -79,9 +80,10 @@ def kernel(
     default = query.shape[-1] ** -0.5
     if scale != default:  # the oldest signature has no scale of its own
         query = query * (scale / default)
-    out: Tensor = varlen_attn(
+    out = varlen_attn(
         query, key, value, boundaries, boundaries, longest, longest, **_kernel_arguments()
     )
+    assert isinstance(out, Tensor)  # more than that only if asked for
     return out
 
 
@@ -93,10 +95,8 @@ def masked(
     places = torch.arange(query.shape[0], device=query.device)
     row = torch.searchsorted(boundaries[1:].contiguous(), places.to(torch.int32), right=True)
     mask = (row[:, None] == row[None, :]) & (places[:, None] >= places[None, :])
+    q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
     out = functional.scaled_dot_product_attention(
-        *(tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value)),
-        attn_mask=mask,
-        scale=scale,
-        enable_gqa=True,
+        q, k, v, attn_mask=mask, scale=scale, enable_gqa=True
     )
     return out.squeeze(0).transpose(0, 1)

@@ -31,7 +31,12 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     """One per training. `resume` before it goes on from a checkpoint."""
 
     def __init__(
-        self, recipe: Recipe, curve_loss: Callable[[], float], bar: Bar, stop: StopRequest
+        self,
+        recipe: Recipe,
+        curve_loss: Callable[[], float],
+        bar: Bar,
+        stop: StopRequest,
+        steps_per_epoch: float,
     ) -> None:
         self._every = recipe.evaluation.eval_steps
         self._last = recipe.training.max_steps
@@ -39,6 +44,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         self._curve_loss = curve_loss
         self._bar = bar
         self._stop = stop
+        self._steps_per_epoch = steps_per_epoch
         self._points: dict[int, dict[str, float]] = {}
         self._began = 0.0
         self._before = 0.0  # training seconds before the checkpoint that was resumed
@@ -82,7 +88,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """A step is done; evaluate if it is time, and stop if that is wanted."""
         self.train_seconds = self._before + time.monotonic() - self._began - self._paused
-        self._note(state.global_step, epoch=float(state.epoch or 0.0))
+        self._note(state.global_step, epoch=state.global_step / self._steps_per_epoch)
         self._bar.advance()
         if state.global_step % self._every == 0 or state.global_step == self._last:
             self._evaluate(state.global_step)

@@ -28,7 +28,9 @@ class Command:
         self.arguments = ["train", "--recipe", str(self.recipe), "--output", str(self.output)]
         self.arguments += ["--adapters", str(self.volume), "--name", "tiny", *more]
 
-    def start(self, *more: str, launcher: tuple[str, ...] = ("-m", "trainer")) -> subprocess.Popen[str]:
+    def start(
+        self, *more: str, launcher: tuple[str, ...] = ("-m", "trainer")
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, *launcher, *self.arguments, *more],
             cwd=ROOT,

@@ -87,14 +87,16 @@ def prepared(recipe: Recipe) -> tuple[Any, list[Any]]:
     return template, sorted([*data.train, *data.test], key=lambda row: row.conversation.index)
 
 
-def fit_once(recipe: Recipe, template: Any, rows: list[Any], output: Path) -> tuple[Any, Any]:
+def fit_once(
+    recipe: Recipe, template: Any, rows: list[Any], output: Path, machine: Any = None
+) -> tuple[Any, Any]:
     """Train on `rows` without an evaluation; the loaded model and the result."""
     from trainer.backends.peft import PeftBackend
     from trainer.fit import fit
     from trainer.machine import Machine
     from trainer.progress import Silent
 
-    machine, backend = Machine("cpu", "CPU"), PeftBackend()
+    machine, backend = machine or Machine("cpu", "CPU"), PeftBackend()
     loaded = backend.load(recipe, machine)
     say = Silent()
     result = fit(

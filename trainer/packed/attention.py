@@ -31,12 +31,12 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (1, heads, tokens, dim) in, (1, tokens, heads, dim) out."""
-    flat = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     scale = scaling if scaling is not None else module.head_dim**-0.5
     # float32 has no such kernel on any card.
     fast = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     attend = kernel if fast else masked
-    return attend(*flat, cu_seq_lens_q, max_length_q, scale).unsqueeze(0), None
+    return attend(q, k, v, cu_seq_lens_q, max_length_q, scale).unsqueeze(0), None
 
 
 # No mask function goes with it: transformers then builds no mask, which would cost a wait for the GPU.

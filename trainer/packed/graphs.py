@@ -7,6 +7,7 @@ to run them. A replay leaves the processor out. Knows tensors and a function; no
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class GraphedStep:
     def __init__(self, step: Step) -> None:
         self._step = step
         self._recorded: dict[tuple[int, int], _Recording] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     @property
     def shapes(self) -> int:
@@ -55,7 +56,7 @@ class GraphedStep:
         if not self._recorded:
             # Once outside a graph, so that libraries make their handles and choose their kernels. A factor of nought
             # leaves the gradients as they are.
-            stream = torch.cuda.Stream()
+            stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 self._step(recording.inputs, torch.zeros_like(factor))
@@ -72,7 +73,7 @@ class _Recording:
         self.graph = torch.cuda.CUDAGraph()
         self.loss = torch.zeros_like(factor)
 
-    def record(self, step: Step, pool: tuple[int, int] | None) -> None:
+    def record(self, step: Step, pool: Any) -> None:
         # thread_local: NCCL's watchdog asks for its events from a thread of its own.
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.loss.copy_(step(self.inputs, self.factor))

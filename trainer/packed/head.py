@@ -47,5 +47,5 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     hidden: (tokens, width); weight: (vocabulary, width), frozen; targets: (tokens,). The gradient reaches hidden only.
     """
-    loss: Tensor = _HeadLoss.apply(hidden, weight, targets)
+    loss: Tensor = _HeadLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]  # torch's own
     return loss

@@ -32,7 +32,9 @@ def use_fused_kernels(base: Any) -> str | None:
     )
     with torch.no_grad():
         try:
-            base.model(input_ids=torch.zeros(1, 16, dtype=torch.long, device="cuda"), use_cache=False)
+            base.model(
+                input_ids=torch.zeros(1, 16, dtype=torch.long, device="cuda"), use_cache=False
+            )
         # Triton compiles here, which needs a C compiler and a card it knows.
         except Exception as error:
             raise RuntimeError(

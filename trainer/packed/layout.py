@@ -59,7 +59,8 @@ def split_rows(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]
             needed, filled = needed + 1, 0
         filled += length
     target = -(-sum(lengths) // max(needed, 1))
-    passes, first, filled = [], 0, 0
+    passes: list[tuple[int, int]] = []
+    first, filled = 0, 0
     for index, length in enumerate(lengths):
         over = filled + length - target
         wanted = len(passes) < needed - 1 and over > target - filled

@@ -58,7 +58,8 @@ class _LoraLinear(torch.autograd.Function):
 
 def lora_linear(x: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """x (..., in) -> (..., out); the gradient reaches x, down (r, in) and up (out, r), never the weight."""
-    y: Tensor = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), weight, down, up, scale)
+    flat = x.reshape(-1, x.shape[-1])
+    y: Tensor = _LoraLinear.apply(flat, weight, down, up, scale)  # type: ignore[no-untyped-call]  # torch's own
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -72,7 +73,7 @@ def use_fused_lora(model: nn.Module) -> int:
     fused = 0
     for module in model.modules():
         if isinstance(module, LoraLayer) and isinstance(module, nn.Module) and _is_plain(module):
-            module.forward = MethodType(_forward(type(module).forward), module)  # type: ignore[assignment]
+            module.forward = MethodType(_forward(type(module).forward), module)
             fused += 1
     return fused
 

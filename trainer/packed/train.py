@@ -48,7 +48,9 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         use_fused_lora(self.model)
         problem = use_fused_kernels(self.model.get_base_model())
         if problem and use_graphs:
-            reporter.warn(f"Fused kernels are not used, which costs about a quarter of the speed: {problem}.")
+            reporter.warn(
+                f"Fused kernels are not used, which costs about a quarter of the speed: {problem}."
+            )
 
     def training_step(
         self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None
@@ -85,7 +87,8 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             self._sum_gradients()
             # The library averages the processes' losses for its log: each gives its share of the mean.
             loss = loss * self.accelerator.num_processes
-        return loss.detach()
+        result: Tensor = loss.detach()
+        return result
 
     def _graphed(self, rows: Pass, factor: Tensor) -> Tensor:
         if self._graphs is None:
@@ -118,7 +121,7 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             ).last_hidden_state
             total = head_loss(hidden[0], model.lm_head.weight, rows.targets[0])
             # In the same context: recomputed activations must meet the same attention.
-            (total * factor).backward()
+            torch.autograd.backward(total * factor)
         return total.detach()
 
     def _point_gradients(self) -> None:
