@@ -1,6 +1,7 @@
 """The trainer's command line.
 
     python -m trainer recipes
+    python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer prepare --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
     python -m trainer make-shape --like llama-3.2-3b DIR
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _recipes()
         if options.command == "prepare":
             return _prepare(options)
+        if options.command == "plan":
+            return _plan(options)
         if options.command == "make-shape":
             return _make_shape(options)
         return _train(options, given)
@@ -54,11 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("recipes", help="list the recipes that come with the trainer")
+    plan = commands.add_parser(
+        "plan",
+        help="before a GPU is rented: steps, memory, hours on usual cards, and every trap found",
+    )
     prepare = commands.add_parser(
         "prepare", help="only read, clean, tokenise and split the data, and show what came of it"
     )
     train = commands.add_parser("train", help="train an adapter and publish it")
-    for command in (prepare, train):
+    for command in (plan, prepare, train):
         command.add_argument(
             "--recipe",
             required=True,
@@ -136,6 +143,25 @@ def _recipes() -> int:
         recipe = load_recipe(name)
         where = "CUDA GPU" if recipe.cuda_needs() else "any machine"
         print(f"{name:28} {where:12} {recipe.description}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from trainer.environment import hush_libraries, prepare_environment
+    from trainer.progress import terminal
+    from trainer.recipe_file import load_recipe
+    from trainer.request import needs_hub
+
+    recipe = load_recipe(options.recipe, options.set)
+    prepare_environment(needs_hub=needs_hub(recipe))
+
+    from trainer.plan import make_plan
+    from trainer.show_plan import show_plan
+
+    hush_libraries()
+    with terminal() as reporter:
+        plan = make_plan(recipe, reporter)
+    show_plan(recipe, plan)
     return 0
 
 
