@@ -4,6 +4,7 @@
     python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer prepare --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
+    python -m trainer export  ADAPTER [--merged DIR] [--gguf FILE] [--lora-gguf FILE]
     python -m trainer make-shape --like llama-3.2-3b DIR
 
 Exit codes: 0 done, now or by an earlier start; 3 the recipe, the data or this machine is not right (trying again will
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _prepare(options)
         if options.command == "plan":
             return _plan(options)
+        if options.command == "export":
+            return _export(options)
         if options.command == "make-shape":
             return _make_shape(options)
         return _train(options, given)
@@ -86,13 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of this run; the same command goes on with what it holds",
     )
-    train.add_argument(
-        "--adapters",
-        type=Path,
-        default=Path(os.environ.get("LORACHAT_ADAPTERS") or "adapters"),
-        metavar="DIR",
-        help="the adapter volume to publish to (default: $LORACHAT_ADAPTERS, else ./adapters)",
-    )
+    _add_volume(train, "the adapter volume to publish to")
     train.add_argument(
         "--name", metavar="NAME", help="the adapter's name on the volume (default: the name of DIR)"
     )
@@ -107,6 +104,29 @@ def _parser() -> argparse.ArgumentParser:
         help="where memory does not suffice, go on from the last checkpoint with smaller forward passes; the rows of a "
         "step stay the same",
     )
+    export = commands.add_parser(
+        "export", help="write an adapter merged into its base, or as GGUF, for other programs"
+    )
+    export.add_argument(
+        "adapter", metavar="ADAPTER", help="a folder, or NAME or NAME@VERSION on the volume"
+    )
+    export.add_argument(
+        "--base", metavar="BASE", help="folder or hub id of the float base (default: the adapter's)"
+    )
+    export.add_argument(
+        "--merged", type=Path, metavar="DIR", help="a whole model for transformers (safetensors)"
+    )
+    export.add_argument("--gguf", type=Path, metavar="FILE", help="a whole model for llama.cpp")
+    export.add_argument(
+        "--lora-gguf", type=Path, metavar="FILE", help="the adapter alone for llama.cpp"
+    )
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of the merged weights",
+    )
+    _add_volume(export, "the adapter volume")
     shape = commands.add_parser(
         "make-shape",
         help="write a model of a known architecture with random weights, to try a recipe on",
@@ -123,6 +143,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     shape.add_argument("--seed", type=int, default=3407, help="of the weights (default: 3407)")
     return parser
+
+
+def _add_volume(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument(
+        "--adapters",
+        type=Path,
+        default=Path(os.environ.get("LORACHAT_ADAPTERS") or "adapters"),
+        metavar="DIR",
+        help=f"{what} (default: $LORACHAT_ADAPTERS, else ./adapters)",
+    )
 
 
 def _make_shape(options: argparse.Namespace) -> int:
@@ -143,6 +173,27 @@ def _recipes() -> int:
         recipe = load_recipe(name)
         where = "CUDA GPU" if recipe.cuda_needs() else "any machine"
         print(f"{name:28} {where:12} {recipe.description}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from trainer.adapters import find_adapter
+    from trainer.environment import hush_libraries, prepare_environment
+    from trainer.errors import ConfigError
+    from trainer.progress import terminal
+
+    targets = {"merged": options.merged, "gguf": options.gguf, "lora_gguf": options.lora_gguf}
+    if not any(targets.values()):
+        raise ConfigError("Nothing to export: give --merged, --gguf or --lora-gguf.")
+    adapter = find_adapter(options.adapter, options.adapters)
+    base = options.base or adapter.base_id
+    prepare_environment(needs_hub=not Path(base).is_dir())
+
+    from trainer.export import export
+
+    hush_libraries()
+    with terminal() as reporter:
+        export(adapter, base, reporter, dtype=options.dtype, **targets)
     return 0
 
 
