@@ -4,6 +4,7 @@
     python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer prepare --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
+    python -m trainer evaluate --adapter ADAPTER [--base BASE] [--server URL]
     python -m trainer export  ADAPTER [--merged DIR] [--gguf FILE] [--lora-gguf FILE]
     python -m trainer make-shape --like llama-3.2-3b DIR
 
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _prepare(options)
         if options.command == "plan":
             return _plan(options)
+        if options.command == "evaluate":
+            return _evaluate(options)
         if options.command == "export":
             return _export(options)
         if options.command == "make-shape":
@@ -104,6 +107,36 @@ def _parser() -> argparse.ArgumentParser:
         help="where memory does not suffice, go on from the last checkpoint with smaller forward passes; the rows of a "
         "step stay the same",
     )
+    evaluate = commands.add_parser(
+        "evaluate", help="base against adapter on the rows it never saw, with confidence intervals"
+    )
+    evaluate.add_argument(
+        "--adapter", required=True, metavar="ADAPTER", help="NAME or NAME@VERSION on the volume"
+    )
+    evaluate.add_argument(
+        "--base", metavar="BASE", help="folder or hub id of the float base (default: the adapter's)"
+    )
+    evaluate.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="SOURCE=FILE",
+        help="where a source of the recipe lies here",
+    )
+    evaluate.add_argument(
+        "--rows", type=int, default=100, help="held-out rows at most (default: 100)"
+    )
+    evaluate.add_argument(
+        "--answers", type=int, default=20, help="of these answered (default: 20; 0: none)"
+    )
+    evaluate.add_argument(
+        "--max-new-tokens", type=int, default=128, help="longest answer (default: 128)"
+    )
+    evaluate.add_argument(
+        "--server", metavar="URL", help="ask a running server (default: answer in this process)"
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    _add_volume(evaluate, "the adapter volume")
     export = commands.add_parser(
         "export", help="write an adapter merged into its base, or as GGUF, for other programs"
     )
@@ -173,6 +206,43 @@ def _recipes() -> int:
         recipe = load_recipe(name)
         where = "CUDA GPU" if recipe.cuda_needs() else "any machine"
         print(f"{name:28} {where:12} {recipe.description}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from trainer.adapters import find_adapter
+    from trainer.environment import hush_libraries, prepare_environment
+    from trainer.errors import ConfigError
+    from trainer.evaluate import evaluate, recipe_of, write_scores
+    from trainer.progress import terminal
+    from trainer.request import needs_hub
+
+    adapter = find_adapter(options.adapter, options.adapters)
+    pairs = [item.partition("=") for item in options.data]
+    if any(not location for _, _, location in pairs):
+        raise ConfigError("--data is not of the form SOURCE=FILE.")
+    places = {name: location for name, _, location in pairs}
+    recipe = recipe_of(adapter, options.base or adapter.base_id, places)
+    prepare_environment(needs_hub=needs_hub(recipe))
+    hush_libraries()
+    with terminal() as reporter:
+        scores = evaluate(
+            adapter,
+            recipe,
+            reporter,
+            rows=options.rows,
+            answers=options.answers,
+            max_new_tokens=options.max_new_tokens,
+            server=options.server,
+        )
+    for score in scores:
+        print(
+            f"{score.name}: base {score.base:.3f}, tuned {score.tuned:.3f}; difference "
+            f"{score.tuned - score.base:+.3f} (95 % between {score.low:+.3f} and {score.high:+.3f}, "
+            f"{score.rows} rows): {score.verdict}"
+        )
+    if options.json is not None:
+        write_scores(options.json, adapter, scores)
     return 0
 
 
