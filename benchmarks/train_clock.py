@@ -67,7 +67,7 @@ def _busy(profiler: Any, wall: float) -> dict[str, float]:
     count, busy = 0, 0.0
     groups: dict[str, float] = {}
     for event in profiler.profiler.kineto_results.events():
-        if event.device_type() == torch.autograd.DeviceType.CUDA:
+        if event.device_type().name == "CUDA":
             seconds = event.duration_ns() / 1e9
             count, busy = count + 1, busy + seconds
             groups[_group(event.name())] = groups.get(_group(event.name()), 0.0) + seconds

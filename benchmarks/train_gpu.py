@@ -119,7 +119,7 @@ def _child(options: argparse.Namespace) -> int:
     template, data = prepare_data(recipe, Silent())
     work = Work(recipe, template, [*data.train, *data.test])
     lengths = [row.tokens for row in work.rows]
-    machine = {
+    machine: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "driver": _driver(),
         "ceiling": matrix_ceiling(),

@@ -191,7 +191,7 @@ def unsloth_padding_free(work: Work, clock: StepClock) -> Taken:
     return _take(began, model, trainer.train, clock, recompute=True)
 
 
-_PACKED = {"padding_free": "always", "optim": "adamw_torch_fused"}
+_PACKED: dict[str, Any] = {"padding_free": "always", "optim": "adamw_torch_fused"}
 
 # By engine: one process each, since unsloth patches the others' libraries.
 VARIANTS: Mapping[str, Mapping[str, Callable[[Work, StepClock], Taken]]] = {
