@@ -74,6 +74,7 @@ class VolumeCatalogue:
         created: int,
     ) -> None:
         self.max_context = max_context
+        self.vocab_size = base.config.vocab_size
         self.fingerprint = f"fp_{weights_digest.removeprefix('sha256:')[:12]}"
         self._base = base
         self._volume = volume
