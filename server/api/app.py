@@ -10,8 +10,11 @@ from fastapi import FastAPI
 from server.api import errors, openapi
 from server.api.guard import Guard
 from server.api.routes.chat import chat_router
+from server.api.routes.completions import completions_router
 from server.api.routes.models import models_router
 from server.api.routes.operations import operations_router
+from server.api.routes.responses import responses_router
+from server.api.routes.tokens import tokens_router
 from server.api.service import Service
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -26,7 +29,14 @@ def create_app(
 ) -> FastAPI:
     app = FastAPI(title="lorachat", lifespan=lifespan, docs_url=None, redoc_url=None)
     errors.install(app, service.metrics.rejected)
-    for make_router in (chat_router, models_router, operations_router):
+    for make_router in (
+        chat_router,
+        completions_router,
+        responses_router,
+        tokens_router,
+        models_router,
+        operations_router,
+    ):
         app.include_router(make_router(service))
     openapi.install(app)
     app.add_middleware(Guard, keys=api_keys, max_body_bytes=max_body_bytes, metrics=service.metrics)

@@ -13,7 +13,7 @@ STATE = "lorachat"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """key_id: names the API key without telling it; empty where none is asked for. request_id: the caller's, or ours."""
+    """key_id: names the API key without telling it; empty where none is asked for. request_id: theirs, or ours."""
 
     key_id: str
     request_id: str

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from server.api.caller import Caller
 from server.api.chat_answer import ChoiceReader
@@ -135,8 +136,18 @@ def check_stream(fields: SamplingFields) -> None:
         )
 
 
+class Opening(Protocol):
+    """The fields that say how the assistant's turn begins."""
+
+    @property
+    def add_generation_prompt(self) -> bool | None: ...
+
+    @property
+    def continue_final_message(self) -> bool | None: ...
+
+
 def chat_options(
-    chat: ChatRequest, messages: list[Message], tools: tuple[dict[str, object], ...]
+    chat: Opening, messages: list[Message], tools: tuple[dict[str, Any], ...]
 ) -> ChatOptions:
     """How the conversation is rendered. Raises InvalidRequestError for wishes that exclude each other."""
     goes_on = bool(chat.continue_final_message)

@@ -71,8 +71,7 @@ class ChatStream:
         if index not in self._begun:
             self._begun.add(index)
             chunks.append(self._chunk(index, '{"role":"assistant","content":""}'))
-        for piece in pieces:
-            chunks.append(self._chunk(index, _delta(piece), reader.take_logprobs()))
+        chunks += [self._chunk(index, _delta(piece), reader.take_logprobs()) for piece in pieces]
         if isinstance(event, Finished):
             chunks.append(
                 self._chunk(index, "{}", reader.take_logprobs() or None, reader.reason(event))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.run import Run
 from server.types import Event
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -29,26 +29,36 @@ class Formatter(Protocol):
         ...
 
 
+class Source(Protocol):
+    """Where the events come from: a run, or several."""
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    def close(self) -> None:
+        """Stop computing. Safe at any time, any number of times."""
+        ...
+
+
 class EventStream(Response):
-    """Cancels its run on the way out, however it is left: finished, failed, or the client gone.
+    """Closes its source on the way out, however it is left: finished, failed, or the client gone.
 
     A `finally` in a body iterator is not enough: it never runs if the client leaves before the first byte, or if
     sending fails between two events.
     """
 
-    def __init__(self, run: Run, formatter: Formatter, *, keepalive_seconds: float) -> None:
+    def __init__(self, source: Source, formatter: Formatter, *, keepalive_seconds: float) -> None:
         super().__init__(
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             media_type="text/event-stream",
         )
         del self.headers["content-length"]
-        self._run = run
+        self._source = source
         self._formatter = formatter
         self._keepalive_seconds = keepalive_seconds
         self._last_sent = 0.0
         self._is_sending = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         tasks = [
             asyncio.ensure_future(self._write(send)),
             asyncio.ensure_future(_disconnect(receive)),
@@ -59,7 +69,7 @@ class EventStream(Response):
             if tasks[0].done():
                 tasks[0].result()
         finally:
-            self._run.close()
+            self._source.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -73,7 +83,7 @@ class EventStream(Response):
             }
         )
         self._last_sent = time.monotonic()
-        async for event in self._run:
+        async for event in self._source:
             data = self._formatter.on_event(event)
             if data:
                 await self._send(send, data)

@@ -12,8 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from server.api.errors import CLIENT_CLOSED_REQUEST
-from server.api.event_stream import EventStream, Formatter
-from server.api.run import Run
+from server.api.event_stream import EventStream, Formatter, Source
 from server.api.schemas.parse import NotHonoured, parse, unknown_fields
 from server.api.service import Service
 
@@ -29,12 +28,14 @@ async def read_body(
     return body
 
 
-def streamed(service: Service, run: Run, formatter: Formatter) -> Response:
-    return EventStream(run, formatter, keepalive_seconds=service.keepalive_seconds)
+def streamed(service: Service, source: Source, formatter: Formatter) -> Response:
+    return EventStream(source, formatter, keepalive_seconds=service.keepalive_seconds)
 
 
-async def whole(request: Request, run: Run, body: Coroutine[Any, Any, dict[str, Any]]) -> Response:
-    """body: folds the run's events. Raises the error of a failed run."""
+async def whole(
+    request: Request, source: Source, body: Coroutine[Any, Any, dict[str, Any]]
+) -> Response:
+    """body: folds the source's events. Raises the error of a failed run."""
     work = asyncio.ensure_future(body)
     gone = asyncio.ensure_future(_disconnect(request))
     try:
@@ -43,7 +44,7 @@ async def whole(request: Request, run: Run, body: Coroutine[Any, Any, dict[str, 
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         return JSONResponse(work.result())
     finally:
-        run.close()
+        source.close()
         for task in (work, gone):
             task.cancel()
         with suppress(asyncio.CancelledError):

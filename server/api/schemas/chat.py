@@ -102,6 +102,7 @@ class ChatMessage(Wire):
     function_call: None = None
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    parsed: Any = None  # the official client's own note on an answer
 
 
 class FunctionTool(Wire):

@@ -15,6 +15,17 @@ Request = TypeVar("Request", bound=BaseModel)
 # Known field -> the values of it that ask for nothing.
 NotHonoured = Mapping[str, tuple[Any, ...]]
 
+# What to do instead.
+HINTS = {
+    "conversation": "Nothing is stored here: send the whole conversation as 'input'.",
+    "guided_json": "Its place is 'response_format'.",
+    "json_schema": "Its place is 'response_format'.",
+    "previous_response_id": "Nothing is stored here: send the whole conversation as 'input'.",
+    "repeat_penalty": "Its name here is 'repetition_penalty'.",
+    "store": "Nothing is stored here.",
+    "structured_outputs": "Its place is 'response_format'.",
+}
+
 
 def parse(kind: type[Request], body: bytes, not_honoured: NotHonoured) -> Request:
     """Raises InvalidRequestError for anything this server cannot do exactly as asked.
@@ -28,7 +39,7 @@ def validate(kind: type[Request], fields: dict[str, Any], not_honoured: NotHonou
     """The same for a body that is JSON already."""
     for name in not_honoured.keys() & fields.keys():
         if not _asks_for_nothing(not_honoured[name], fields.pop(name)):
-            raise UnsupportedParameterError(name)
+            raise UnsupportedParameterError(name, HINTS.get(name, ""))
     fields = {name: value for name, value in fields.items() if value is not None}
     try:
         return kind.model_validate(fields)
@@ -92,5 +103,5 @@ def _path(location: tuple[int | str, ...], fields: dict[str, Any]) -> Iterator[s
 
 
 _WRONG_MEMBER = frozenset(
-    {"string_type", "list_type", "literal_error", "model_type", "model_attributes_type", "int_type"}
+    {"string_type", "list_type", "model_type", "model_attributes_type", "int_type"}
 )
