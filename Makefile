@@ -18,6 +18,11 @@ help:  ## this list
 .PHONY: env
 env:  ## make the virtual environment (done once; again only when a pin changes)
 	@scripts/setup-env $(VENV) requirements/constraints-cpu.txt $(CPU_SET) requirements/dev.txt
+	@$(PY) -m server.native --optional
+
+.PHONY: native
+native: env  ## compile the server's native decoder (part of every other target; this one fails where it cannot)
+	@$(PY) -m server.native
 
 .PHONY: demo
 demo: env  ## train a small adapter on the CPU, serve it, compare it with the base, chat (ONESHOT=1: exit after)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from server.api.service import Loaded, Service
 
 log = logging.getLogger("lorachat")
+
+# A step of so many rows costs hardly more than one of a single row: the weights are read once for all of them.
+DRAFT_TOKENS = 8
 
 
 def main() -> None:
@@ -154,50 +158,67 @@ def _load_and_watch(
 
 
 def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
-    import torch
-
     from server.api.service import Loaded
     from server.cores import available_cores
     from server.engine.engine import Engine
     from server.engine.scheduler import Limits
+    from server.memory import available_bytes, kv_cache_budget
+    from server.model.backend import make_backend
     from server.model.catalogue import VolumeCatalogue
-    from server.model.digest import weights_digest
+    from server.model.digest_cache import cache_folder, cached_weights_digest
     from server.model.loader import load_base
-    from server.model.runner import ModelRunner
 
     begun = time.perf_counter()
     threads = settings.threads or available_cores()
-    torch.set_num_threads(threads)
     base = load_base(settings.model, settings.max_context, settings.base_id)
-    max_context = base.max_context
-    digest = weights_digest(base.weights, threads)
-    cache_tokens = settings.cache_tokens or 4 * max_context
+    token_bytes = base.config.cache_bytes_per_token
+
+    def budget(weight_bytes: int) -> int:
+        if settings.kv_cache_gib is not None:
+            return int(settings.kv_cache_gib * 2**30)
+        enough = settings.max_running * base.max_context * token_bytes
+        return kv_cache_budget(available_bytes(), weight_bytes, enough)
+
+    # The digest reads every value once, and so does packing: side by side they share the file's pages.
+    with ThreadPoolExecutor(1) as hashing:
+        digest = hashing.submit(
+            cached_weights_digest, base.checkpoint, threads, cache_folder(os.environ)
+        )
+        backend = make_backend(base, settings.kernel, budget, threads)
+        weights_digest = digest.result()
+    runner = backend.runner
+    cache_tokens = runner.num_blocks * runner.block_size
     log.info(
-        "base %s: %.2f GB of float32, context %d, KV cache at most %d tokens (%.2f GB), %d threads",
+        "base %s: context %d, KV cache of %d tokens (%.2f GB), %d threads",
         base.id,
-        base.num_bytes / 1e9,
-        max_context,
+        base.max_context,
         cache_tokens,
-        cache_tokens * base.config.cache_bytes_per_token / 1e9,
+        cache_tokens * token_bytes / 1e9,
         threads,
     )
+    if cache_tokens < base.max_context:
+        log.warning(
+            "the KV cache holds less than one whole context, so requests of over %d tokens are refused:"
+            " give it more with --kv-cache-gib, or set --max-context",
+            cache_tokens,
+        )
     catalogue = VolumeCatalogue(
         base,
         settings.adapters,
-        weights_digest=digest,
-        max_context=min(max_context, cache_tokens),
+        weights_digest=weights_digest,
+        max_context=min(base.max_context, cache_tokens),
         created=int(time.time()),
     )
     catalogue.refresh()
-    limits = Limits(
-        max_running=settings.max_running,
-        max_step_tokens=max(settings.max_step_tokens, settings.max_running),
-        cache_tokens=cache_tokens,
-    )
     engine = Engine(
-        ModelRunner(base.decoder),
-        limits,
-        max_context=max_context,
+        runner,
+        Limits(
+            max_running=settings.max_running,
+            max_step_tokens=max(settings.max_step_tokens, settings.max_running),
+            prefill_tokens_beside_decoding=settings.max_prefill_tokens,
+            draft_tokens_per_step=DRAFT_TOKENS if settings.speculation else 0,
+        ),
+        max_context=base.max_context,
         max_waiting=settings.max_waiting,
     )
     log.info(
@@ -205,7 +226,8 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
         time.perf_counter() - begun,
         ", ".join(info.id for info in catalogue.list()),
     )
-    return Loaded(engine, catalogue), catalogue.refresh
+    info = {"kernel": backend.kernel, "weights": backend.weights}
+    return Loaded(engine, catalogue, info), catalogue.refresh
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -45,7 +45,11 @@ class Settings(BaseSettings):
         ge=16,
         description="tokens of prompt and answer together; default: the model's, at most 8192",
     )
-    max_running: int = Field(8, ge=1, le=256, description="answers computed at the same time")
+    kernel: Literal["auto", "avx512", "avx2", "neon", "plain", "torch"] = Field(
+        "auto",
+        description="what computes: the best compiled kernel for this processor, a certain one, or torch",
+    )
+    max_running: int = Field(16, ge=1, le=256, description="answers computed at the same time")
     max_waiting: int = Field(
         64, ge=0, description="answers that may wait; more are refused with 429"
     )
@@ -53,8 +57,21 @@ class Settings(BaseSettings):
     max_step_tokens: int = Field(
         256, ge=1, description="tokens per step: a long prompt is computed in pieces of this size"
     )
-    cache_tokens: int | None = Field(
-        None, ge=16, description="tokens the KV cache may hold; default: 4 times the context"
+    max_prefill_tokens: int = Field(
+        64,
+        ge=1,
+        description="the same while answers are being written: what a prompt may delay them by, in tokens per step",
+    )
+    kv_cache_gib: float | None = Field(
+        None,
+        gt=0,
+        le=2**20,
+        description="memory for keys and values, cached prefixes included, in GiB; default: what max-running full"
+        " contexts take, at most half of the memory (of the container, if it has a limit) that the weights leave",
+    )
+    speculation: bool = Field(
+        True,
+        description="guess tokens from the text so far and compute them together; never changes an answer",
     )
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="largest request body, in bytes")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 PROGRAMS = ("trainer", "server", "client", "demo")
+SOURCES = (".py", ".h", ".cpp")
 
 
 def test_the_codemap_has_every_source_file_and_no_other() -> None:
@@ -16,8 +17,8 @@ def test_the_codemap_has_every_source_file_and_no_other() -> None:
     files = {
         path.relative_to(ROOT).as_posix()
         for program in PROGRAMS
-        for path in (ROOT / program).rglob("*.py")
-        if path.name != "__init__.py" or path.stat().st_size
+        for path in (ROOT / program).rglob("*")
+        if path.suffix in SOURCES and (path.name != "__init__.py" or path.stat().st_size)
     }
     assert listed == files
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from server.api.service import Service
-from server.engine.engine import Generation
+from server.engine.generation import Generation
 from server.errors import EngineError
 from server.grammar.constraint import GrammarConstraint
 from server.types import (

@@ -6,13 +6,17 @@ It knows nothing about HTTP, and nothing about tensors: the model is a Runner.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from server.engine.drain_rate import DrainRate
+from server.engine.generation import Generation, deliver
+from server.engine.rows import check_results
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.text import TextStream
@@ -24,52 +28,16 @@ from server.errors import (
     OverloadedError,
     UnavailableError,
 )
-from server.step import Batch, Runner
-from server.types import Delta, Event, Failed, Finished, GenerationRequest
+from server.step import Runner
+from server.types import EngineStats, Event, Failed, Finished, GenerationRequest
+
+__all__ = ["DEAD", "MAX_FAILED_STEPS", "Engine", "Generation"]
 
 log = logging.getLogger("lorachat.engine")
 
 # A step that fails is the fault of its requests, until it happens this often with no good step between.
 MAX_FAILED_STEPS = 3
 DEAD = "The engine has stopped after a failure and cannot go on."
-
-
-class Generation:
-    """A request on its way: iterate over its events, or cancel it. Belongs to one event loop."""
-
-    def __init__(self, engine: Engine, request: GenerationRequest, key: str) -> None:
-        self.request = request
-        self._engine = engine
-        self._key = key
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._open_choices = request.n
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the last event has been taken."""
-        return self._open_choices == 0
-
-    async def next_event(self) -> Event:
-        """The next event. Every choice ends in one Finished, or the whole request in one Failed."""
-        event = await self._events.get()
-        if isinstance(event, Finished):
-            self._open_choices -= 1
-        elif isinstance(event, Failed):
-            self._open_choices = 0
-        return event
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while not self.is_finished:
-            yield await self.next_event()
-
-    def cancel(self) -> None:
-        """Stop computing. Safe at any time, any number of times, also after the end."""
-        self._engine.cancel(self._key)
-
-    def _put(self, events: Iterable[Event]) -> None:
-        for event in events:
-            self._events.put_nowait(event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +52,29 @@ class _Cancel:
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What the engine is doing now, in requests' sequences."""
-
-    running: int
-    waiting: int
-
-
 class Engine:
-    """Runs steps as long as there is work. submit() and cancel() may be called from any thread."""
+    """Runs steps as long as there is work. submit() and cancel() may be called from any thread.
+
+    max_context: tokens of prompt and answer together. max_waiting: sequences that may wait beside max_running that run.
+    """
 
     def __init__(
         self, runner: Runner, limits: Limits, *, max_context: int, max_waiting: int
     ) -> None:
         self._runner = runner
-        self._scheduler = Scheduler(limits)
-        self._limits = limits
-        self._max_context = max_context
-        self._max_waiting = max_waiting
+        self._scheduler = Scheduler(
+            limits, num_blocks=runner.num_blocks, block_size=runner.block_size
+        )
+        self._max_tokens = min(max_context, runner.num_blocks * runner.block_size)
+        self._room = limits.max_running + max_waiting
         self._inbox: deque[_Add | _Cancel] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._dead: Exception | None = None
-        self._unfinished = 0  # sequences accepted and not ended; guarded by _wake
+        # The three are guarded by _wake.
+        self._unfinished = 0  # sequences accepted and not ended
+        self._stats = self._scheduler.stats
+        self._drain_rate = DrainRate()
         self._generations: dict[str, Generation] = {}  # engine thread only
         self._keys = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -129,9 +96,10 @@ class Engine:
         return self._dead
 
     @property
-    def load(self) -> Load:
-        running = self._scheduler.num_running
-        return Load(running=running, waiting=max(0, self._unfinished - running))
+    def stats(self) -> EngineStats:
+        """May be read from any thread. Sequences that are accepted and do not run, wait."""
+        with self._wake:
+            return replace(self._stats, waiting=self._unfinished - self._stats.running)
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request; must be called on the event loop that will read its events.
@@ -140,34 +108,15 @@ class Engine:
         EngineDeadError, and then nothing was queued.
         """
         self._check_length(request)
-        key = f"{request.id}#{next(self._keys)}"  # callers choose request.id, so it may repeat
-        generation = Generation(self, request, key)
-        sequences = tuple(
-            Sequence(
-                request_id=key,
-                index=index,
-                prompt_ids=request.prompt_ids,
-                params=request.params,
-                stop_token_ids=request.model.stop_token_ids,
-                adapter=request.model.adapter,
-                text=TextStream(request.model.text_decoder(), request.params.stop),
-            )
-            for index in range(request.n)
-        )
         with self._wake:
-            if self._dead is not None:
-                raise EngineDeadError(DEAD)
-            if self._stopping:
-                raise UnavailableError(
-                    "The server is shutting down. Try another, or again in a moment."
-                )
-            room = self._limits.max_running + self._max_waiting
-            if self._unfinished + request.n > room:
-                raise OverloadedError(
-                    f"The server is busy: {self._unfinished} answers are running or waiting, and"
-                    f" {room} is its limit. Try again later.",
-                    retry_after=5,
-                )
+            self._check_open(
+                request.n
+            )  # before the work of making sequences, which a flood must not cost
+        key = f"{request.id}#{next(self._keys)}"  # callers choose request.id, so it may repeat
+        generation = Generation(request, functools.partial(self.cancel, key))
+        sequences = _sequences(request, key)
+        with self._wake:
+            self._check_open(request.n)
             self._unfinished += request.n
             self._inbox.append(_Add(generation, key, sequences))
             self._wake.notify()
@@ -183,9 +132,26 @@ class Engine:
         # A template may render nothing, and without a token there is nothing to go on from.
         if prompt == 0:
             raise InvalidRequestError("The messages come to an empty prompt.", param="messages")
-        limit = min(self._max_context, self._limits.cache_tokens)
+        limit = self._max_tokens
         if prompt + answer > limit:
             raise ContextLengthError(limit, prompt, answer if prompt < limit else None)
+
+    def _check_open(self, num_choices: int) -> None:
+        """Needs _wake."""
+        if self._dead is not None:
+            raise EngineDeadError(DEAD)
+        if self._stopping:
+            raise UnavailableError(
+                "The server is shutting down. Try another, or again in a moment."
+            )
+        excess = self._unfinished + num_choices - self._room
+        if excess > 0:
+            seconds = self._drain_rate.seconds_until(excess)
+            raise OverloadedError(
+                f"The server is busy: {self._unfinished} answers are running or waiting, and"
+                f" {self._room} is its limit. Try again in {seconds} s.",
+                retry_after=seconds,
+            )
 
     # --- from here on: the engine's thread ---
 
@@ -199,36 +165,41 @@ class Engine:
     def _loop(self) -> None:
         failed_steps = 0
         while self._take_inbox():
+            begun = time.monotonic()
             batch = self._scheduler.next_batch()
             if batch is None:
                 continue
+            self._account()
             try:
-                sampled = self._runner.step(batch)
-                advanced = self._scheduler.commit(batch, sampled)
+                results = self._runner.step(batch)
+                check_results(batch, results)
             except Exception as error:
                 log.exception("a step of %d rows failed", len(batch.rows))
                 failed_steps += 1
-                self._fail_rows(batch, error)
+                for key in self._scheduler.requests_in_step():
+                    self._fail(key, _step_failure(error), keep_tails=False)
                 if failed_steps >= MAX_FAILED_STEPS:
                     self._die(error)
                     return
                 continue
             failed_steps = 0
-            self._publish(advanced)
+            said = self._scheduler.commit(batch, results)
+            self._publish(said, time.monotonic() - begun)
         self._fail_all(UnavailableError("The server is shutting down."))
 
     def _take_inbox(self) -> bool:
         """Wait for work, take all messages. False when the engine must stop."""
         with self._wake:
-            while not (self._inbox or self._scheduler_has_work() or self._stopping):
+            while not (self._inbox or self._scheduler.has_work or self._stopping):
                 self._wake.wait()
             messages = list(self._inbox)
             self._inbox.clear()
             # All are known before anything is done: whatever fails from here on, they are told.
-            for message in messages:
-                if isinstance(message, _Add):
-                    self._generations[message.key] = message.generation
+            added = [message for message in messages if isinstance(message, _Add)]
+            self._generations.update({message.key: message.generation for message in added})
             if self._stopping:
+                # The scheduler will not know these.
+                self._unfinished -= sum(len(message.sequences) for message in added)
                 return False
         for message in messages:
             match message:
@@ -239,57 +210,52 @@ class Engine:
                     self._end_request(key)
         return True
 
-    def _scheduler_has_work(self) -> bool:
-        return self._scheduler.num_running > 0 or self._scheduler.num_waiting > 0
+    def _account(self, num_ended: int = 0) -> None:
+        """Make public what the scheduler did: both numbers at once, so that none is ever seen running and ended."""
+        with self._wake:
+            self._unfinished -= num_ended
+            self._stats = self._scheduler.stats
 
-    def _publish(self, advanced: list[tuple[Sequence, str]]) -> None:
+    def _publish(self, said: list[tuple[Sequence, Event]], step_seconds: float) -> None:
         """Give each generation its events: one call into each event loop for all of a step."""
         outbox: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Event]]] = {}
-        for sequence, text in advanced:
+        finished: list[str] = []
+        failed: dict[str, Exception] = {}
+        for sequence, event in said:
+            if isinstance(event, Failed):
+                failed.setdefault(sequence.request_id, event.error)
+                continue
+            if isinstance(event, Finished):
+                finished.append(sequence.request_id)
             generation = self._generations[sequence.request_id]
-            event: Event
-            if sequence.finish_reason is not None:
-                event = Finished(
-                    sequence.index, text, sequence.finish_reason, len(sequence.output_ids)
-                )
-                self._runner.release(sequence.slot)
-            else:
-                event = Delta(sequence.index, text)
-            outbox.setdefault(generation._loop, []).append((generation, event))
-        finished = [sequence.request_id for sequence, _ in advanced if sequence.is_finished]
+            outbox.setdefault(generation.loop, []).append((generation, event))
+        self._account(len(finished))
         with self._wake:
-            self._unfinished -= len(finished)
+            self._drain_rate.observe(len(finished), step_seconds)
         for key in finished:
-            if not self._scheduler.has_request(key):  # other choices of it may still run
+            # Other choices of it may still run, or fail in this very step.
+            if key not in failed and not self._scheduler.has_request(key):
                 self._generations.pop(key, None)
         for loop, events in outbox.items():
-            _call(loop, events)
+            deliver(loop, events)
+        for key, error in failed.items():
+            log.error("an answer failed", exc_info=error.__cause__)
+            self._fail(key, error)
 
-    def _end_request(self, key: str) -> Generation | None:
+    def _end_request(self, key: str, *, keep_tails: bool = True) -> Generation | None:
         """Take a request out, wherever it is. None if it had ended already."""
         generation = self._generations.get(key)
         if generation is None:
             return None
-        removed = self._scheduler.remove(key)
-        for sequence in removed:
-            if sequence.slot >= 0:
-                self._runner.release(sequence.slot)
-        with self._wake:
-            self._unfinished -= len(removed)
-        # Last, so that a request is still told of its end if releasing its slots fails.
+        self._account(len(self._scheduler.remove(key, keep_tails=keep_tails)))
+        # Last, so that a request is still told of its end if removing it fails.
         del self._generations[key]
         return generation
 
-    def _fail_rows(self, batch: Batch, error: Exception) -> None:
-        for key in self._scheduler.requests_of(batch):
-            self._fail(
-                key, EngineError(f"The model failed on this request ({type(error).__name__}).")
-            )
-
-    def _fail(self, key: str, error: Exception) -> None:
-        generation = self._end_request(key)
+    def _fail(self, key: str, error: Exception, *, keep_tails: bool = True) -> None:
+        generation = self._end_request(key, keep_tails=keep_tails)
         if generation is not None:
-            _call(generation._loop, [(generation, Failed(error))])
+            deliver(generation.loop, [(generation, Failed(error))])
 
     def _fail_all(self, error: Exception) -> None:
         for key in list(self._generations):
@@ -302,18 +268,36 @@ class Engine:
                 if isinstance(message, _Add):
                     self._generations[message.key] = message.generation
             self._inbox.clear()
+            self._unfinished = 0
+            self._stats = replace(self._stats, running=0, blocks_used=0)
         log.critical("the engine has stopped: %s", type(cause).__name__)
         for generation in self._generations.values():  # nothing of the model is touched any more
-            _call(generation._loop, [(generation, Failed(EngineDeadError(DEAD)))])
+            deliver(generation.loop, [(generation, Failed(EngineDeadError(DEAD)))])
         self._generations.clear()
 
 
-def _call(loop: asyncio.AbstractEventLoop, events: list[tuple[Generation, Event]]) -> None:
-    def deliver() -> None:
-        for generation, event in events:
-            generation._put([event])
+def _sequences(request: GenerationRequest, key: str) -> tuple[Sequence, ...]:
+    """One for each choice. All but the first wait until that one has computed the prompt they share."""
+    sequences: list[Sequence] = []
+    params = request.params
+    for index in range(request.n):
+        decoder = request.model.text_decoder()
+        sequences.append(
+            Sequence(
+                request_id=key,
+                index=index,
+                prompt_ids=request.prompt_ids,
+                params=params,
+                stop_token_ids=request.model.stop_token_ids,
+                adapter=request.model.adapter,
+                text=TextStream(decoder, params.stop, include_stop=params.include_stop),
+                cache_scope=request.cache_scope,
+                constraint=None if request.new_constraint is None else request.new_constraint(),
+                leader=sequences[0] if sequences else None,
+            )
+        )
+    return tuple(sequences)
 
-    try:
-        loop.call_soon_threadsafe(deliver)
-    except RuntimeError:  # that loop has closed: nobody is left to read
-        log.debug("events for a closed event loop were dropped")
+
+def _step_failure(error: Exception) -> EngineError:
+    return EngineError(f"The model failed on this request ({type(error).__name__}).")

@@ -1,33 +1,45 @@
 """Who computes what next. Pure Python over plain data: it knows no tensors, no threads and no text.
 
-Policy: first come, first served. A sequence is admitted when a slot is free and its whole possible length fits the
-token budget of the KV cache, so that nothing admitted ever has to be thrown out. In every step all decoding rows
-advance by one token; prompts fill what is left of the step's token limit, oldest first, in pieces, so that a long
-prompt slows the running streams by at most one piece per token.
+Policy: first come, first served. In every step each decoding row advances; prompts fill what is left of the step's
+tokens, oldest first, in pieces. KV blocks are given out as text grows; when there are none left, the youngest running
+sequence goes back to the front of the queue, and what it had computed stays in the prefix cache while there is room.
+The oldest is never sent back, so everything ends.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from bisect import insort
 from dataclasses import dataclass
 
+from server.engine.blocks import BlockPool
+from server.engine.drafts import MAX_DRAFTS, Drafter, break_even
+from server.engine.rows import decoding_row, prefill_row
 from server.engine.sequence import Sequence
-from server.step import Batch, Row, Sampled
-from server.types import FinishReason
+from server.errors import EngineError
+from server.step import Batch, BlockCopy, Row, RowResult
+from server.types import EngineStats, Event, Failed, FinishReason
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """max_running: sequences per step. max_step_tokens: tokens per step. cache_tokens: KV positions in total."""
+    """How much one step may hold.
+
+    max_running: sequences that run at the same time.
+    max_step_tokens: tokens per step.
+    prefill_tokens_beside_decoding: prompt tokens per step while answers are being written: what a stream may be
+        held up by a prompt that is not its own.
+    draft_tokens_per_step: tokens up to which a step of decoding rows is filled with drafts; 0 turns drafts off.
+    """
 
     max_running: int
     max_step_tokens: int
-    cache_tokens: int
+    prefill_tokens_beside_decoding: int = 64
+    draft_tokens_per_step: int = 8
 
     def __post_init__(self) -> None:
-        if min(self.max_running, self.max_step_tokens, self.cache_tokens) < 1:
-            raise ValueError(f"every limit must be at least 1: {self}")
+        least = min(self.max_running, self.max_step_tokens, self.prefill_tokens_beside_decoding)
+        if least < 1 or self.draft_tokens_per_step < 0:
+            raise ValueError(f"limits must be at least 1, and drafts at least 0: {self}")
         if self.max_step_tokens < self.max_running:
             raise ValueError("max_step_tokens must not be below max_running, or a row could starve")
 
@@ -35,113 +47,236 @@ class Limits:
 class Scheduler:
     """Sequences wait, run, and leave. Accounting only; the tensors are the runner's."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, num_blocks: int, block_size: int) -> None:
         self.limits = limits
-        self._waiting: deque[Sequence] = deque()
+        self.pool = BlockPool(num_blocks, block_size)
+        self._arrivals = 0
+        # Both in order of arrival.
+        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
-        self._free_slots = list(range(limits.max_running - 1, -1, -1))
-        self._reserved_tokens = 0
+        self._in_step: list[Sequence] = []  # of the last batch's rows
+        self._refused: tuple[Sequence, int] | None = (
+            None  # for want of blocks, and how many were to be had
+        )
+        self._steps = 0
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+        self._prefix_queries = 0
+        self._prefix_hits = 0
+        self._drafted = 0
+        self._drafts_accepted = 0
+        self._preemptions = 0
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
 
     @property
-    def num_running(self) -> int:
-        return len(self._running)
-
-    @property
-    def reserved_tokens(self) -> int:
-        return self._reserved_tokens
+    def stats(self) -> EngineStats:
+        """prompt_tokens counts whole prompts, cached parts too, when they are first admitted."""
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            blocks_used=self.pool.num_used,
+            blocks_cached=self.pool.num_cached,
+            blocks_total=self.pool.num_blocks,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            drafted=self._drafted,
+            drafts_accepted=self._drafts_accepted,
+            preemptions=self._preemptions,
+        )
 
     def add(self, sequence: Sequence) -> None:
         """Raises ValueError if the sequence could never run (the caller checks lengths before)."""
-        if sequence.capacity > self.limits.cache_tokens:
-            raise ValueError(f"needs {sequence.capacity} of {self.limits.cache_tokens} positions")
+        needed = self.pool.blocks_for(sequence.max_positions)
+        if needed > self.pool.num_blocks:
+            raise ValueError(f"needs {needed} of {self.pool.num_blocks} blocks")
+        sequence.arrival = self._arrivals
+        self._arrivals += 1
         self._waiting.append(sequence)
 
     def next_batch(self) -> Batch | None:
         """The rows of the next step, or None if there is nothing to do."""
-        self._admit()
-        budget = self.limits.max_step_tokens
-        rows = []
-        for sequence in self._running:
-            if not sequence.is_prefilling:
-                rows.append(_row(sequence, (sequence.output_ids[-1],), samples=True))
-                budget -= 1
-        for sequence in self._running:
-            if sequence.is_prefilling and budget > 0:
-                end = min(sequence.num_computed + budget, len(sequence.prompt_ids))
-                piece = sequence.prompt_ids[sequence.num_computed : end]
-                rows.append(_row(sequence, piece, samples=end == len(sequence.prompt_ids)))
-                budget -= len(piece)
-        return Batch(tuple(rows)) if rows else None
+        if not self.has_work:
+            return None
+        may_admit = self._make_room()
+        decoding = [s for s in self._running if s.is_decoding]
+        copies: list[BlockCopy] = []
+        pieces = self._prefill(len(decoding), copies, may_admit=may_admit)
+        drafts = {} if pieces else self._draft(decoding)
+        rows = [decoding_row(sequence, drafts.get(sequence, ())) for sequence in decoding]
+        self._in_step = decoding + [sequence for sequence, _ in pieces]
+        rows += [row for _, row in pieces]
+        if not rows:
+            raise RuntimeError("sequences wait, and none of them can run")
+        return Batch(tuple(rows), tuple(copies))
 
-    def commit(self, batch: Batch, sampled: Iterable[Sampled | None]) -> list[tuple[Sequence, str]]:
-        """Take a step's results. Returns each sequence that drew a token, with the text to show.
+    def commit(self, batch: Batch, results: list[RowResult]) -> list[tuple[Sequence, Event]]:
+        """Take the results of the last batch, that fit it. Returns what is to be said, in order.
 
-        Finished sequences have left when this returns; their slots are free for the next batch.
+        Finished sequences have left when this returns. One whose own text or grammar fails gets Failed; it is still
+        there, for the caller to remove with its request.
         """
-        by_slot = {sequence.slot: sequence for sequence in self._running}
-        advanced = []
-        for row, token in zip(batch.rows, sampled, strict=True):
-            sequence = by_slot[row.slot]
-            if sequence.is_prefilling:
-                sequence.num_computed += len(row.token_ids)
-            if token is not None:
-                advanced.append((sequence, sequence.append(token.token_id)))
-        for sequence, _ in advanced:
+        self._steps += 1
+        said: list[tuple[Sequence, Event]] = []
+        for sequence, row, result in zip(self._in_step, batch.rows, results, strict=True):
+            drawn_before = len(sequence.output_ids)
+            computed = row.start + len(row.token_ids)
+            try:
+                if row.scored_ids:
+                    sequence.take_scored(row.start, result.scored)
+                if not sequence.is_prompt_computed and computed >= len(sequence.prompt_ids):
+                    said += [(sequence, event) for event in sequence.finish_prompt()]
+                if result.sampled:
+                    said.append((sequence, sequence.take(result.sampled)))
+            except Exception as error:
+                failure = EngineError(f"This answer cannot go on ({type(error).__name__}).")
+                failure.__cause__ = error
+                said.append((sequence, Failed(failure)))
+                continue
+            self._generation_tokens += len(sequence.output_ids) - drawn_before
+            if row.num_drafts:
+                right = len(result.sampled) - 1
+                computed -= row.num_drafts - right
+                self._learn(sequence, row.num_drafts, right)
+            assert sequence.table is not None
+            # Of drafts that were right, those behind the answer's end are not part of it.
+            self.pool.advance(sequence.table, min(computed, len(sequence.token_ids)))
             if sequence.is_finished:
                 self._leave(sequence)
-        return advanced
+        return said
 
-    def remove(self, request_id: str) -> list[Sequence]:
-        """Take all sequences of a request out, wherever they are (slot is -1 for those that only waited)."""
-        waiting = [s for s in self._waiting if s.request_id == request_id]
-        running = [s for s in self._running if s.request_id == request_id]
-        self._waiting = deque(s for s in self._waiting if s.request_id != request_id)
-        for sequence in running:
-            self._leave(sequence)
-        for sequence in waiting + running:
+    def remove(self, request_id: str, *, keep_tails: bool = True) -> list[Sequence]:
+        """Take all sequences of a request out, wherever they are.
+
+        keep_tails: False after a step that failed: their last blocks may hold anything.
+        """
+        removed = [s for s in self._waiting + self._running if s.request_id == request_id]
+        self._waiting = [s for s in self._waiting if s.request_id != request_id]
+        for sequence in removed:
             sequence.finish_reason = FinishReason.CANCELLED
-        return waiting + running
+            if sequence.table is not None:
+                self._leave(sequence, keep_tail=keep_tails)
+        return removed
 
     def has_request(self, request_id: str) -> bool:
         return any(s.request_id == request_id for s in (*self._running, *self._waiting))
 
-    def requests_of(self, batch: Batch) -> set[str]:
-        slots = {row.slot for row in batch.rows}
-        return {s.request_id for s in self._running if s.slot in slots}
+    def requests_in_step(self) -> set[str]:
+        """The requests with a row in the last batch."""
+        return {s.request_id for s in self._in_step}
 
-    def _admit(self) -> None:
-        while self._waiting and self._free_slots:
-            capacity = self._waiting[0].capacity
-            if self._reserved_tokens + capacity > self.limits.cache_tokens:
-                return  # strictly in order: letting smaller ones pass could starve this one
-            sequence = self._waiting.popleft()
-            sequence.slot = self._free_slots.pop()
-            self._reserved_tokens += capacity
-            self._running.append(sequence)
+    def _make_room(self) -> bool:
+        """Give each decoding row the block of its next position. False if that cost another its place."""
+        preempted = False
+        for sequence in self._running.copy():  # oldest first, so no row that has room loses it
+            while sequence.is_decoding:
+                assert sequence.table is not None
+                if self.pool.grow(sequence.table, len(sequence.token_ids)):
+                    break
+                self._preempt(self._running[-1])
+                preempted = True
+        return not preempted
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
+        self._leave(sequence)
+        insort(self._waiting, sequence, key=_arrival)
+        self._preemptions += 1
+
+    def _leave(self, sequence: Sequence, *, keep_tail: bool = True) -> None:
+        assert sequence.table is not None
+        self.pool.close(sequence.table, keep_tail=keep_tail)
+        sequence.table = None
         self._running.remove(sequence)
-        self._free_slots.append(sequence.slot)
-        self._reserved_tokens -= sequence.capacity
+
+    def _prefill(
+        self, num_decoding: int, copies: list[BlockCopy], *, may_admit: bool
+    ) -> list[tuple[Sequence, Row]]:
+        budget = self.limits.max_step_tokens - num_decoding
+        if num_decoding:
+            budget = min(budget, self.limits.prefill_tokens_beside_decoding)
+        pieces: list[tuple[Sequence, Row]] = []
+        for sequence in self._running:
+            if budget and not sequence.is_decoding:
+                pieces.append((sequence, prefill_row(sequence, budget)))
+                budget -= len(pieces[-1][1].token_ids)
+        # Only such as get a row now: a copy belongs to a row, and fails with it.
+        for sequence in self._waiting.copy() if may_admit else ():
+            if budget == 0 or len(self._running) >= self.limits.max_running:
+                break
+            if sequence.leader is not None and not sequence.leader.is_prompt_computed:
+                continue  # soon it finds its prompt computed; those behind it need not wait for that
+            if not self._admit(sequence, copies):
+                break  # strictly in order: letting smaller ones pass could starve this one
+            pieces.append((sequence, prefill_row(sequence, budget)))
+            budget -= len(pieces[-1][1].token_ids)
+        return pieces
+
+    def _admit(self, sequence: Sequence, copies: list[BlockCopy]) -> bool:
+        # One block for each that runs: else they would soon throw each other out.
+        headroom = len(self._running)
+        spare = self.pool.num_available - headroom
+        if self._refused is not None and self._refused[0] is sequence and spare <= self._refused[1]:
+            return (
+                False  # as it was the last time; looking a long prompt up in every step would cost
+            )
+        if sequence.leader is not None and sequence.is_scoring:
+            sequence.scored = sequence.leader.scored.copy()
+        reuse = sequence.num_reusable
+        opened = self.pool.open(
+            sequence.namespace, sequence.token_ids, reuse=reuse, headroom=headroom
+        )
+        if opened is None:
+            self._refused = sequence, spare
+            return False
+        self._refused = None
+        sequence.table, copy = opened
+        if copy is not None:
+            copies.append(copy)
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.table.num_computed
+            self._prompt_tokens += len(sequence.prompt_ids)
+            if reuse:
+                self._prefix_queries += len(sequence.prompt_ids)
+                self._prefix_hits += sequence.cached_tokens
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=_arrival)
+        return True
+
+    def _draft(self, decoding: list[Sequence]) -> dict[Sequence, list[int]]:
+        room = min(self.limits.draft_tokens_per_step, self.limits.max_step_tokens) - len(decoding)
+        drafts: dict[Sequence, list[int]] = {}
+        if room <= 0:
+            return drafts
+        threshold = break_even(len(decoding))
+        for position, sequence in enumerate(decoding):
+            # Shared evenly, because a row's first draft is worth more than its second.
+            share = -(-room // (len(decoding) - position))
+            # The last token needs no computing.
+            left = sequence.params.max_tokens - len(sequence.output_ids) - 1
+            limit = min(share, left, MAX_DRAFTS)
+            if limit <= 0 or sequence.constraint is not None:
+                continue
+            if sequence.drafter is None:
+                sequence.drafter = Drafter(sequence.token_ids)
+            guessed = sequence.drafter.propose(limit, threshold)
+            assert sequence.table is not None
+            # Drafts take a block that is to be had, but throw nobody out.
+            if guessed and self.pool.grow(sequence.table, len(sequence.token_ids) + len(guessed)):
+                drafts[sequence] = guessed
+                room -= len(guessed)
+        return drafts
+
+    def _learn(self, sequence: Sequence, drafted: int, right: int) -> None:
+        assert sequence.drafter is not None
+        sequence.drafter.learn(drafted, right)
+        self._drafted += drafted
+        self._drafts_accepted += right
 
 
-def _row(sequence: Sequence, token_ids: tuple[int, ...], *, samples: bool) -> Row:
-    drawn = len(sequence.output_ids)
-    start = (
-        sequence.num_computed if sequence.is_prefilling else len(sequence.prompt_ids) + drawn - 1
-    )
-    return Row(
-        slot=sequence.slot,
-        token_ids=token_ids,
-        start=start,
-        capacity=sequence.capacity,
-        samples=samples,
-        params=sequence.params,
-        seed=sequence.seed,
-        draw=drawn,
-        adapter=sequence.adapter,
-    )
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival

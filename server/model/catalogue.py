@@ -18,10 +18,11 @@ from weakref import WeakValueDictionary
 from transformers import PreTrainedTokenizerFast
 
 from server.errors import AdapterError, ModelNotFoundError
-from server.model.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from server.model.adapter import WEIGHTS_FILE, read_adapter
 from server.model.loader import BaseModel
 from server.model.lora import AdapterWeights
 from server.model.manifest import check_files, read_manifest
+from server.model.peft_config import CONFIG_FILE
 from server.model.tokenizer import ChatTokenizer
 from server.types import Message, ModelInfo, TextDecoder
 
@@ -48,6 +49,11 @@ class LoadedModel:
 
     def text_decoder(self) -> TextDecoder:
         return self.tokenizer.text_decoder()
+
+
+def _info(name: str, model: LoadedModel) -> ModelInfo:
+    digest = None if model.adapter is None else model.adapter.digest
+    return ModelInfo(name, model.id, BASE_NAME, model.created, digest)
 
 
 _State = tuple[tuple[str, int, int], ...]  # path, bytes and modification time of each file
@@ -103,11 +109,15 @@ class VolumeCatalogue:
 
     def list(self) -> list[ModelInfo]:
         snapshot = self._snapshot
-        infos = [ModelInfo(BASE_NAME, self._base.id, None, self._base_model.created)]
+        infos = [
+            ModelInfo(
+                BASE_NAME, self._base.id, None, self._base_model.created, self._weights_digest
+            )
+        ]
         for name, key in sorted(snapshot.latest.items()):
-            infos.append(ModelInfo(name, key, BASE_NAME, snapshot.versions[key].created))
+            infos.append(_info(name, snapshot.versions[key]))
         for key, model in sorted(snapshot.versions.items()):
-            infos.append(ModelInfo(key, key, BASE_NAME, model.created))
+            infos.append(_info(key, model))
         return infos
 
     @property

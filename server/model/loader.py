@@ -1,4 +1,7 @@
-"""The base model: from a hub id, a folder or a GGUF file to float32 weights, shape, tokenizer and stop tokens."""
+"""The base model: from a hub id, a folder or a GGUF file to its shape, rotary table, tokenizer and stop tokens.
+
+The weights stay in their file until a runner reads them.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as hf_logging
+import numpy as np
+from numpy.typing import NDArray
 
 from server.errors import ModelLoadError
-from server.model.config import DecoderConfig, read_config
-from server.model.decoder import LlamaDecoder
+from server.model.checkpoint import (
+    CONFIG_FILE,
+    GGUF_SUFFIX,
+    Checkpoint,
+    open_folder,
+    open_gguf,
+    read_json,
+)
+from server.model.config import DecoderConfig
+from server.model.hub import download
+from server.model.rope import rotary_table
 from server.model.tokenizer import ChatTokenizer
+from server.model.tokenizer_files import folder_tokenizer, gguf_tokenizer
 
 log = logging.getLogger("lorachat.model")
 
+DEFAULT_CONTEXT = 8192
+GENERATION_FILE = "generation_config.json"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BaseModel:
-    """id: as the checkpoint or the operator names it. weights: parameters by name, tied ones once."""
+    """id: as the checkpoint or the operator names it. cos, sin: (max_context, head_dim // 2) float32."""
 
     id: str
     config: DecoderConfig
-    weights: Mapping[str, Tensor]
-    decoder: LlamaDecoder
+    checkpoint: Checkpoint
+    cos: NDArray[np.float32]
+    sin: NDArray[np.float32]
     tokenizer: ChatTokenizer
     stop_token_ids: frozenset[int]
     max_context: int
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.weights.values())
 
 
 def load_base(source: str, max_context: int | None = None, base_id: str | None = None) -> BaseModel:
@@ -44,75 +55,82 @@ def load_base(source: str, max_context: int | None = None, base_id: str | None =
     max_context: positions to serve; by default what the model was trained for, at most 8192.
     base_id: the base's name, where the source does not tell it (a folder).
     """
-    place = _locate(source)
-    hf_logging.disable_progress_bar()
+    path = _locate(source)
     try:
-        hf_config = AutoConfig.from_pretrained(**place)
-        config = read_config(hf_config)
-        # float32 whatever the checkpoint stores: the exact values, only wider.
-        model, report = AutoModelForCausalLM.from_pretrained(
-            **place, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(**place)
+        return _load(path, max_context, base_id or _model_id(source))
     except ModelLoadError as error:
         raise ModelLoadError(f"{source}: {error}") from None
-    except Exception as error:  # the libraries raise whatever the broken part happens to break
-        raise ModelLoadError(
-            f"The model '{source}' cannot be loaded: {_first_line(error)}"
-        ) from error
-    if missing := sorted(report["missing_keys"]):  # the library would go on with random numbers
-        raise ModelLoadError(
-            f"{source}: the checkpoint lacks {len(missing)} tensors, {missing[0]} among them."
-        )
-    if max(tokenizer.get_vocab().values()) >= config.vocab_size:
+
+
+def _load(path: Path, max_context: int | None, base_id: str) -> BaseModel:
+    try:
+        if path.suffix == GGUF_SUFFIX:
+            checkpoint, metadata = open_gguf(path)
+            tokenizer = gguf_tokenizer(metadata)
+        else:
+            checkpoint = open_folder(path)
+            tokenizer = folder_tokenizer(path)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # the library raises whatever the broken part happens to break
+        raise ModelLoadError(f"its tokenizer cannot be read: {_first_line(error)}") from error
+    config = checkpoint.config
+    if max(tokenizer.get_vocab().values(), default=0) >= config.vocab_size:
         # One such token in a message would fail every request of its step.
-        raise ModelLoadError(f"{source}: its tokenizer has tokens that it has no embedding for.")
-    positions = min(max_context or 8192, config.max_positions)
-    cos, sin = _rotary_table(model, positions)
-    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+        raise ModelLoadError("its tokenizer has tokens that it has no embedding for.")
+    positions = min(max_context or DEFAULT_CONTEXT, config.max_positions)
+    if max_context is not None and max_context > positions:
+        log.warning(
+            "the context is %d tokens, not %d: the model was trained for no more",
+            positions,
+            max_context,
+        )
+    cos, sin = rotary_table(checkpoint.settings, config, positions)
     return BaseModel(
-        id=base_id or _model_id(source),
+        id=base_id,
         config=config,
-        weights=weights,
-        decoder=LlamaDecoder(config, weights, cos, sin),
+        checkpoint=checkpoint,
+        cos=cos,
+        sin=sin,
         tokenizer=ChatTokenizer(tokenizer),
-        stop_token_ids=_stop_token_ids(model.generation_config, tokenizer),
+        stop_token_ids=_stop_token_ids(path, checkpoint.settings, tokenizer, config.vocab_size),
         max_context=positions,
     )
 
 
-def _locate(source: str) -> dict[str, str]:
-    """Arguments of from_pretrained. Raises ModelLoadError for a path that is not there."""
+def _locate(source: str) -> Path:
+    """A folder with config.json, or a GGUF file. Raises ModelLoadError."""
     path = Path(source).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix == GGUF_SUFFIX:
         if not path.is_file():
             raise ModelLoadError(f"There is no GGUF file at {source}.")
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return path
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelLoadError(f"The folder {source} holds no config.json, so it is not a model.")
-        return {"pretrained_model_name_or_path": str(path)}
+        if not (path / CONFIG_FILE).is_file():
+            raise ModelLoadError(
+                f"The folder {source} holds no {CONFIG_FILE}, so it is not a model."
+            )
+        return path
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ModelLoadError(
             f"There is no folder at {source}. `make model` prepares the embedded model."
         )
-    return {"pretrained_model_name_or_path": source}
+    return download(source)
 
 
-def _rotary_table(model: Any, positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, (positions, head_dim) each, computed by transformers' own module."""
-    with torch.inference_mode():
-        probe = torch.zeros(1, dtype=torch.float32)
-        cos, sin = model.model.rotary_emb(probe, torch.arange(positions).unsqueeze(0))
-    return cos[0].clone(), sin[0].clone()
-
-
-def _stop_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
-    eos = generation_config.eos_token_id
-    ids = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
-    ids.discard(None)
+def _stop_token_ids(
+    path: Path, settings: Mapping[str, Any], tokenizer: Any, vocab_size: int
+) -> frozenset[int]:
+    """Of the generation settings, or of the configuration where there are none; and the tokenizer's own."""
+    generation = path / GENERATION_FILE
+    named = read_json(generation) if path.is_dir() and generation.is_file() else settings
+    eos = named.get("eos_token_id")
+    ids = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
     if not ids:
-        raise ModelLoadError("The model names no end-of-text token, so no answer would ever end.")
+        raise ModelLoadError("it names no end-of-text token, so no answer would ever end.")
+    for number in ids:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
+            raise ModelLoadError(f"its end-of-text token {number!r} is not in its vocabulary.")
     return frozenset(ids)
 
 

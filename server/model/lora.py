@@ -1,37 +1,40 @@
-"""LoRA (arXiv:2106.09685) beside a frozen base: y += scaling · (x Aᵀ) Bᵀ. The base is never merged or copied."""
+"""LoRA (arXiv:2106.09685) beside a frozen base: y += scaling · (x Aᵀ) Bᵀ. The base is never merged or copied.
+
+It holds what was read; how it is laid out for computing is the runner's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """a: (rank, in), b: (out, rank), float32. scaling: alpha/rank, or alpha/√rank with rsLoRA."""
+    """a: (rank, in), b: (out, rank), float32 and C-contiguous. scaling: alpha/rank, or alpha/√rank with rsLoRA."""
 
-    a: Tensor
-    b: Tensor
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
     scaling: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class AdapterWeights:
-    """One adapter version's tensors, by (layer, module). Modules it does not train are absent."""
+    """One adapter version's tensors, by (layer, module). Modules it does not train are absent.
+
+    Equal only to itself and weakly referenceable, so that a runner can keep its own copy for as long as this lives.
+
+    digest: 64 hex digits over scalings and values: the same for equal adapters, whatever they are called and
+        whatever type their file stores.
+    """
 
     key: str
+    digest: str
     pairs: Mapping[tuple[int, str], LoraPair]
 
     @property
     def num_bytes(self) -> int:
         return sum(p.a.nbytes + p.b.nbytes for p in self.pairs.values())
-
-
-def apply_lora(weights: AdapterWeights, layer: int, module: str, x: Tensor, y: Tensor) -> None:
-    """Add the adapter's part to y (rows, out) in place. x: (rows, in)."""
-    pair = weights.pairs.get((layer, module))
-    if pair is not None:
-        y += F.linear(F.linear(x, pair.a), pair.b) * pair.scaling

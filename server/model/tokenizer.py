@@ -31,7 +31,7 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
         self._tokenizer = tokenizer
-        self._template: str | None = chat_template or tokenizer.chat_template
+        self._template = chat_template or _template_of(tokenizer)
         added = {t.content: t.special for t in tokenizer.added_tokens_decoder.values()}
         self._control_tokens = control_tokens(added)
 
@@ -146,6 +146,12 @@ def _text(token: object) -> str | None:
     return None if token is None else str(token)
 
 
+def _template_of(tokenizer: Any) -> str | None:
+    """A tokenizer may have several templates by name; `default` is the one for chat."""
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
 class IncrementalDecoder:
     """Decodes ids one at a time; joined, the pieces equal decoding all ids at once.
 
@@ -155,7 +161,8 @@ class IncrementalDecoder:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        # The library's own tokenizer under transformers' wrapper, whose decode does the same in thrice the time.
+        self._backend = tokenizer.backend_tokenizer
         self._ids: list[int] = []
         # Where the window starts: tokens already shown that the next one's text may depend on.
         self._context = 0
@@ -186,7 +193,5 @@ class IncrementalDecoder:
         return after[len(before) :]
 
     def _decode(self, first: int, last: int) -> str:
-        text: str = self._tokenizer.decode(
-            self._ids[first:last], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text: str = self._backend.decode(self._ids[first:last], skip_special_tokens=True)
         return text

@@ -188,7 +188,7 @@ def test_env_example_states_the_servers_real_defaults() -> None:
     for name, value in OFFERED.items():
         field = Settings.model_fields.get(name.removeprefix("LORACHAT_").lower())
         if value and field is not None and not field.is_required():
-            assert str(field.default) in {value, f"{value}.0"}, name
+            assert str(field.default).lower() in {value, f"{value}.0"}, name
 
 
 def test_the_trainers_default_recipe_is_shipped() -> None:

@@ -30,7 +30,7 @@ def base(tiny_model: Path) -> BaseModel:
 
 @pytest.fixture(scope="module")
 def digest(base: BaseModel) -> str:
-    return weights_digest(base.weights)
+    return weights_digest(base.checkpoint)
 
 
 @pytest.fixture(scope="session")

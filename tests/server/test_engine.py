@@ -5,12 +5,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from server.engine.engine import MAX_FAILED_STEPS, Engine, Generation
-from server.engine.scheduler import Limits
+from server.engine.scheduler import Limits, Scheduler
+from server.engine.sequence import Sequence
 from server.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -20,7 +22,15 @@ from server.errors import (
     UnavailableError,
 )
 from server.step import Batch
-from server.types import Delta, Failed, Finished, FinishReason, GenerationRequest, SamplingParams
+from server.types import (
+    Delta,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    PromptScored,
+    SamplingParams,
+)
 from tests.server.fakes import FakeModel, ScriptedRunner, encode
 
 
@@ -40,7 +50,7 @@ def request(
 async def running(
     runner: ScriptedRunner, max_running: int = 4, max_waiting: int = 4, max_context: int = 200
 ) -> AsyncIterator[Engine]:
-    limits = Limits(max_running, max_step_tokens=16, cache_tokens=800)
+    limits = Limits(max_running, max_step_tokens=16)
     engine = Engine(runner, limits, max_context=max_context, max_waiting=max_waiting)
     engine.start()
     try:
@@ -53,7 +63,7 @@ async def read(generation: Generation) -> tuple[dict[int, str], dict[int, Finish
     texts: dict[int, str] = {}
     reasons = {}
     async for event in generation:
-        assert not isinstance(event, Failed), event
+        assert isinstance(event, Delta | Finished), event
         texts[event.index] = texts.get(event.index, "") + event.text
         if isinstance(event, Finished):
             reasons[event.index] = event.reason
@@ -80,7 +90,7 @@ def test_many_requests_at_once_each_get_their_own_answer() -> None:
         assert [texts[0] for texts, _ in results] == [f"<{p}>" for p in prompts]
         assert max(len(batch.rows) for batch in runner.batches) == 4
         assert runner.threads == {"engine"}
-        assert not runner.prompts, "every slot was released"
+        assert engine.stats.blocks_used == 0
 
     run(test)
 
@@ -111,10 +121,10 @@ def test_a_cancelled_request_frees_its_slot_and_leaves_its_neighbours_alone() ->
             long.cancel()
             long.cancel()
             assert (await read(last))[0] == {0: "last"}
-            await until(lambda: engine.load.running + engine.load.waiting == 0)
+            await until(lambda: engine.stats.running + engine.stats.waiting == 0)
+            assert engine.stats.blocks_used == 0
         computed = [row.token_ids for batch in runner.batches for row in batch.rows]
         assert tuple(encode("never runs")) not in computed
-        assert not runner.prompts
 
     run(test)
 
@@ -164,7 +174,7 @@ def test_a_failing_step_fails_its_requests_and_no_others() -> None:
             assert "secret" not in str(events[0].error)
             assert (await read(engine.submit(request("good"))))[0] == {0: "good"}
             assert engine.failure is None
-        assert not runner.prompts
+            assert engine.stats.blocks_used == 0
 
     run(test)
 
@@ -202,22 +212,48 @@ def test_stopping_ends_every_request_with_a_reason() -> None:
                 assert isinstance(last.error, UnavailableError)
             with pytest.raises(UnavailableError):
                 engine.submit(request("abc"))
+            assert engine.stats.running + engine.stats.waiting == 0
 
     run(test)
 
 
-def test_a_failure_outside_a_step_leaves_nobody_waiting() -> None:
-    class Unreleasable(ScriptedRunner):
-        def release(self, slot: int) -> None:
+class Unremovable(Scheduler):
+    """A bug of ours, outside a step."""
+
+    def remove(self, request_id: str, *, keep_tails: bool = True) -> list[Sequence]:
+        raise RuntimeError
+
+
+def test_a_failure_outside_a_step_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failed request is told, and so is one that came in the same moment as a cancellation."""
+    monkeypatch.setattr("server.engine.engine.Scheduler", Unremovable)
+
+    async def failed_step() -> None:
+        def fail(_: Batch) -> None:
             raise RuntimeError
 
-    async def test() -> None:
-        async with running(Unreleasable()) as engine:
-            events = [event async for event in engine.submit(request("abc"))]
-            assert isinstance(events[-1], Failed)
+        async with running(ScriptedRunner(before_step=fail)) as engine:
+            assert isinstance(await engine.submit(request("abc")).next_event(), Failed)
             assert engine.failure is not None
+            assert engine.stats.running + engine.stats.waiting == 0
 
-    run(test)
+    async def cancellation() -> None:
+        gate, begun = threading.Event(), threading.Event()
+
+        def wait(_: Batch) -> None:
+            begun.set()
+            gate.wait(10)
+
+        async with running(ScriptedRunner(before_step=wait)) as engine:
+            first = engine.submit(request("abc"))
+            await asyncio.to_thread(begun.wait)
+            first.cancel()
+            second = engine.submit(request("def"))
+            gate.set()
+            assert isinstance(await second.next_event(), Failed)
+
+    run(failed_step)
+    run(cancellation)
 
 
 def test_an_empty_prompt_is_refused_and_costs_nobody_else_anything() -> None:
@@ -239,34 +275,133 @@ def test_a_prompt_that_is_too_long_alone_is_told_its_own_length() -> None:
     run(test)
 
 
-def test_a_slot_that_cannot_be_released_leaves_nobody_waiting() -> None:
-    """The failed request is told, and so is one that came in the same moment as a cancellation."""
+def test_what_a_failed_step_was_to_copy_is_not_found_later() -> None:
+    async def test() -> None:
+        def fail_on_poison(batch: Batch) -> None:
+            if any(encode("!")[0] in row.token_ids for row in batch.rows):
+                raise RuntimeError
 
-    class Unreleasable(ScriptedRunner):
-        def release(self, slot: int) -> None:
-            raise RuntimeError
+        # Of the second request's three blocks one is the end of the first, given away while it is being copied.
+        async with running(ScriptedRunner(before_step=fail_on_poison, num_blocks=3)) as engine:
+            for prompt in ("hello", "hello" + "!" * 15, "hello you"):
+                events = [event async for event in engine.submit(request(prompt, max_tokens=1))]
+                assert isinstance(events[-1], Failed if "!" in prompt else Finished)
 
-    async def failed_step() -> None:
-        def fail(_: Batch) -> None:
-            raise RuntimeError
+    run(test)
 
-        async with running(Unreleasable(before_step=fail)) as engine:
-            assert isinstance(await engine.submit(request("abc")).next_event(), Failed)
 
-    async def cancellation() -> None:
-        gate, begun = threading.Event(), threading.Event()
+def test_a_request_larger_than_the_cache_is_refused() -> None:
+    async def test() -> None:
+        async with running(ScriptedRunner(num_blocks=3)) as engine:
+            with pytest.raises(ContextLengthError, match="maximum context length is 24 tokens"):
+                engine.submit(request("x" * 15, max_tokens=10))
+            assert (await read(engine.submit(request("x" * 15, max_tokens=9))))[0] == {0: "x" * 9}
+
+    run(test)
+
+
+def test_the_numbers_are_true_at_every_moment() -> None:
+    async def test() -> None:
+        gate = threading.Semaphore(0)
 
         def wait(_: Batch) -> None:
-            begun.set()
-            gate.wait(10)
+            gate.acquire(timeout=10)
 
-        async with running(Unreleasable(before_step=wait)) as engine:
-            first = engine.submit(request("abc"))
-            await asyncio.to_thread(begun.wait)
-            first.cancel()
-            second = engine.submit(request("def"))
-            gate.set()
-            assert isinstance(await second.next_event(), Failed)
+        runner = ScriptedRunner(before_step=wait)
+        async with running(runner, max_running=2) as engine:
+            generations = [engine.submit(request("abc")) for _ in range(5)]
+            await until(lambda: engine.stats.running == 2)
+            assert engine.stats.waiting == 3
+            generations[4].cancel()
+            gate.release()
+            await until(lambda: engine.stats.steps == 1 and engine.stats.waiting == 2)
+            for _ in range(100):
+                gate.release()
+            for generation in generations[:4]:
+                await read(generation)
+            stats = engine.stats
+            assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+            assert stats.generation_tokens == 4 * 4
+            assert stats.prompt_tokens == 4 * 3
+            assert stats.blocks_cached > 0
 
-    run(failed_step)
-    run(cancellation)
+    run(test)
+
+
+def test_the_whole_of_an_answer_is_told() -> None:
+    """Prompt logprobs first, then every token with its text and logprob, then how it ended."""
+
+    async def test() -> None:
+        async with running(ScriptedRunner()) as engine:
+            asked = request("abc. abc. abc.", n=2, stop=(". abc.",))
+            params = replace(asked.params, logprobs=0, prompt_logprobs=0, include_stop=True)
+            events = [e async for e in engine.submit(replace(asked, params=params))]
+        for index in range(2):
+            mine = [e for e in events if not isinstance(e, Failed) and e.index == index]
+            scored, *rest = mine
+            assert isinstance(scored, PromptScored)
+            assert [p.token_id for p in scored.logprobs] == encode("bc. abc. abc.")
+            deltas = [e for e in rest if isinstance(e, Delta | Finished)]
+            assert "".join(e.text for e in deltas) == "abc. abc."
+            assert [t for e in deltas for t in e.token_ids] == encode("abc. abc.")
+            assert [p.token_id for e in deltas for p in e.logprobs] == encode("abc. abc.")
+            end = deltas[-1]
+            assert isinstance(end, Finished)
+            assert (end.reason, end.stop) == (FinishReason.STOP, ". abc.")
+
+    run(test)
+
+
+def test_the_cached_part_of_a_prompt_is_told() -> None:
+    async def test() -> None:
+        async with running(ScriptedRunner()) as engine:
+            for prompt, cached in (("hello world", 0), ("hello world", 10), ("hello moon", 6)):
+                [end] = [e async for e in engine.submit(request(prompt)) if isinstance(e, Finished)]
+                assert end.cached_tokens == cached
+
+    run(test)
+
+
+def test_an_answer_whose_grammar_fails_takes_no_other_with_it() -> None:
+    class Broken:
+        def allowed(self) -> memoryview:
+            return memoryview(b"\xff" * 64)
+
+        def advance(self, token_id: int) -> None:
+            raise ValueError("secret")
+
+    async def test() -> None:
+        async with running(ScriptedRunner(before_step=lambda _: time.sleep(0.002))) as engine:
+            good = engine.submit(request("a good answer"))
+            for _ in range(MAX_FAILED_STEPS + 1):
+                bad = engine.submit(replace(request("abc", n=2), new_constraint=Broken))
+                last = [event async for event in bad][-1]
+                assert isinstance(last, Failed)
+                assert "secret" not in str(last.error)
+            assert (await read(good))[0] == {0: "a good answer"}
+            assert engine.failure is None
+            assert engine.stats.blocks_used == 0
+
+    run(test)
+
+
+def test_every_choice_has_a_grammar_of_its_own() -> None:
+    made = []
+
+    class Anything:
+        def __init__(self) -> None:
+            made.append(self)
+            self.taken: list[int] = []
+
+        def allowed(self) -> memoryview:
+            return memoryview(b"\xff" * 64)
+
+        def advance(self, token_id: int) -> None:
+            self.taken.append(token_id)
+
+    async def test() -> None:
+        async with running(ScriptedRunner()) as engine:
+            await read(engine.submit(replace(request("abc", n=3), new_constraint=Anything)))
+        assert [grammar.taken for grammar in made] == [encode("abc")] * 3
+
+    run(test)

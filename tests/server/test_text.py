@@ -62,3 +62,39 @@ def test_no_moment_shows_a_part_of_a_stop_string(pieces: list[str], stops: list[
 
 def test_text_is_shown_at_once_where_no_stop_string_can_begin() -> None:
     assert stream(["Hello", " wor", "ld"], ("END",))[0] == ["Hello", " wor", "ld", ""]
+
+
+@given(st.lists(few, max_size=12), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
+def test_the_stop_string_is_shown_where_that_is_asked_for(
+    pieces: list[str], stops: list[str]
+) -> None:
+    text = TextStream(Pieces(pieces), tuple(stops), include_stop=True)
+    shown = "".join(text.push(index) for index in range(len(pieces))) + text.flush()
+    without = expected("".join(pieces), tuple(stops))
+    assert shown == without + (text.stopped_by or "")
+    assert text.stopped_by is None or text.stopped_by in stops
+
+
+@given(
+    st.lists(few, max_size=12),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.integers(0, 12),
+)
+def test_a_stop_string_that_comes_too_early_is_text_like_any_other(
+    pieces: list[str], stops: list[str], first: int
+) -> None:
+    """Only one that is complete in piece number `first` or later ends the text."""
+    text = TextStream(Pieces(pieces), tuple(stops))
+    shown = ""
+    for index in range(len(pieces)):
+        shown += text.push(index, may_stop=index >= first)
+    shown += text.flush()
+    whole, early = "".join(pieces), len("".join(pieces[:first]))
+    ends = [
+        (end, start)
+        for end in range(early + 1, len(whole) + 1)
+        for s in stops
+        if (start := end - len(s)) >= 0 and whole[start:end] == s
+    ]
+    assert shown == (whole[: min(ends)[1]] if ends else whole)
+    assert text.is_stopped == bool(ends)
