@@ -94,7 +94,7 @@ async def start_completion(
                 n=n,
                 cache_scope=caller.cache_scope(request.cache_salt),
             )
-            started.runs.append(submit(service, generation, replace(clock)))
+            started.runs.append(submit(service, generation, Clock(clock.begun)))
     except ContextLengthError as error:
         started.close()
         error.param = "prompt"

@@ -35,6 +35,7 @@ class Clock:
     submitted: float = 0.0
     first_token: float | None = None
     last_token: float | None = None
+    last_of_choice: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -80,9 +81,9 @@ class Run:
 
     def _observe(self, event: Event) -> Event:
         if isinstance(event, Delta):
-            self._count(len(event.token_ids))
+            self._count(event.index, len(event.token_ids))
         elif isinstance(event, Finished):
-            self._count(len(event.token_ids))
+            self._count(event.index, len(event.token_ids))
             self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
             self.service.metrics.finished(event)
             if any(constraint.failure for constraint in self.constraints):
@@ -93,16 +94,17 @@ class Run:
             self.has_failed = True
         return event
 
-    def _count(self, num_tokens: int) -> None:
+    def _count(self, index: int, num_tokens: int) -> None:
         if num_tokens == 0:
             return
         now = time.perf_counter()
         clock = self.clock
         if clock.first_token is None:
             clock.first_token = now
-        elif clock.last_token is not None:
-            self.service.metrics.inter_token.observe(now - clock.last_token)
-        clock.last_token = now
+        before = clock.last_of_choice.get(index)
+        if before is not None:
+            self.service.metrics.inter_token.observe(now - before)
+        clock.last_of_choice[index] = clock.last_token = now
         self.completion_tokens += num_tokens
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from server.errors import (
     ContextLengthError,
+    EngineError,
     InvalidRequestError,
     ModelNotFoundError,
     OverloadedError,
@@ -181,7 +182,7 @@ class FakeGeneration:
                 await asyncio.sleep(0.005)
             if engine.fail_after is not None and drawn >= engine.fail_after:
                 self._end(self._unfinished)
-                self._queue.put_nowait(Failed(RuntimeError("secret")))
+                self._queue.put_nowait(Failed(EngineError("The model failed on this request.")))
                 return
             token = ids[drawn] if drawn < len(ids) else END
             if constraint is not None:

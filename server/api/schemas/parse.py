@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from server.errors import InvalidRequestError, UnsupportedParameterError
 
@@ -78,7 +78,7 @@ def _asks_for_nothing(harmless: tuple[Any, ...], value: object) -> bool:
 def _field_error(error: ValidationError, fields: dict[str, Any]) -> InvalidRequestError:
     details = error.errors(include_url=False)
     # A union reports one entry per member. Those of the wrong type say least; the deepest says most.
-    detail = max(details, key=lambda d: (d["type"] not in _WRONG_MEMBER, len(d["loc"])))
+    detail = max(details, key=_telling)
     name = ".".join(_path(detail["loc"], fields))
     if detail["type"] == "missing":
         return InvalidRequestError(f"'{name}' is required.", param=name)
@@ -88,6 +88,12 @@ def _field_error(error: ValidationError, fields: dict[str, Any]) -> InvalidReque
         shown = f" (got {given!r})"
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return InvalidRequestError(f"'{name}': {message}{shown}.", param=name)
+
+
+def _telling(detail: ErrorDetails) -> tuple[bool, int, bool]:
+    """How much an entry says: of two of one depth, the wrong kind explains the missing field."""
+    kind = detail["type"]
+    return kind not in _WRONG_MEMBER, len(detail["loc"]), kind == "literal_error"
 
 
 def _path(location: tuple[int | str, ...], fields: dict[str, Any]) -> Iterator[str]:
