@@ -23,7 +23,7 @@ class Row:
     prompt_ids, output_ids: the text so far, for penalties. Drafts are not among output_ids. Not to be kept: the
         engine appends to output_ids after the step.
     banned_ids: tokens that must not be drawn yet (end tokens before min_tokens), for the first
-        num_banned_draws draws of this row.
+        num_banned_draws draws of this row; not heeded where the constraint allows no others.
     constraint: which tokens a grammar allows now. A row with a constraint has no drafts.
     scored_ids: with prompt logprobs, the known token that follows each position of token_ids (shorter by one in
         the prompt's last piece); empty otherwise.

@@ -1,4 +1,4 @@
-"""Finds computed KV blocks again by the tokens in them: a tree with one node per block, kept least recently used last.
+"""Finds computed KV blocks again by the tokens in them: a tree, one node per block; the least recently used go first.
 
 It knows which block holds what and who uses it; which blocks are free is the pool's to know.
 """
@@ -77,6 +77,10 @@ class PrefixCache:
         """Blocks that no running sequence uses. All of them can be evicted, leaves first."""
         return self._num_idle
 
+    @property
+    def num_namespaces(self) -> int:
+        return len(self._roots)
+
     def path(self, namespace: Namespace, token_ids: Sequence[int], limit: int) -> list[Node]:
         """The full blocks that hold the beginning of token_ids, of its first `limit` tokens at most."""
         node = self._roots.get(namespace)
@@ -151,7 +155,7 @@ class PrefixCache:
         if tail:
             block, *freed = freed
             freed += self._insert_tail(parent, tail, block)
-        for node in reversed(table.path):  # from the leaf up: it gets the oldest date
+        for node in table.path:
             node.users -= 1
             self._touch(node)
             if node.users == 0:

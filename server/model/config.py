@@ -31,6 +31,8 @@ REQUIRED = (
     ("mlp_bias", False),
     ("use_sliding_window", False),
 )
+# Every layer has its list of tensors, so a damaged count must not make one of two billion.
+MAX_LAYERS = 1024
 QKV_BIAS = frozenset({"qwen2"})
 QK_NORM = frozenset({"qwen3"})
 SLIDING_WINDOW = frozenset({"mistral"})
@@ -93,7 +95,7 @@ def read_config(settings: Mapping[str, Any]) -> DecoderConfig:
     if values.get("head_dim") is None:
         values["head_dim"] = hidden // heads
     config = DecoderConfig(
-        num_layers=_size(values, "num_hidden_layers"),
+        num_layers=_size(values, "num_hidden_layers", most=MAX_LAYERS),
         hidden_size=hidden,
         intermediate_size=_size(values, "intermediate_size"),
         num_heads=heads,
@@ -119,14 +121,14 @@ def _positions(family: str, values: Mapping[str, Any]) -> int:
     window = values.get("sliding_window")
     if family in SLIDING_WINDOW and window is not None:
         return min(positions, _size(values, "sliding_window"))
-    if "sliding_attention" in (values.get("layer_types") or ()):
-        raise ModelLoadError("layers with a sliding window are not served in this family.")
+    if others := {str(kind) for kind in values.get("layer_types") or ()} - {"full_attention"}:
+        raise ModelLoadError(f"layers of type {', '.join(sorted(others))} are not served.")
     return positions
 
 
-def _size(values: Mapping[str, Any], name: str) -> int:
+def _size(values: Mapping[str, Any], name: str, most: int = 2**31 - 1) -> int:
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
         raise ModelLoadError(f"its configuration has {name}={value!r}, which is no size.")
     return value
 

@@ -29,10 +29,15 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
-    """LORACHAT_CACHE, else lorachat in XDG_CACHE_HOME, else in ~/.cache."""
+    """LORACHAT_CACHE, else lorachat in XDG_CACHE_HOME, else in ~/.cache; for a user without a home, nowhere."""
     if own := environment.get("LORACHAT_CACHE"):
-        return Path(own).expanduser()
-    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorachat"
+        return Path(own)
+    if shared := environment.get("XDG_CACHE_HOME"):
+        return Path(shared) / "lorachat"
+    try:
+        return Path.home() / ".cache" / "lorachat"
+    except RuntimeError:  # a container's user may be a number only
+        return Path(os.devnull)
 
 
 def cached_weights_digest(checkpoint: Checkpoint, threads: int, folder: Path) -> str:

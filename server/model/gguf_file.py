@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from server.errors import ModelLoadError
 from server.model.mapped_file import MappedFile
 from server.model.safetensors_file import Values, to_float
 
 VERSIONS = (2, 3)
+PIECE = 2**16  # values de-quantised at a time: they and what is between fit a core's cache
 # Value type -> struct code.
 _SCALARS = {
     0: "B",
@@ -49,7 +51,6 @@ class GGUFTensor:
     dtype: str
     offset: int
     size: int
-    row_bytes: int
 
 
 class GGUFHeader:
@@ -93,13 +94,12 @@ def _tensor(
         ) from None
     if not shape or shape[-1] % block:
         raise ModelLoadError(f"{name} has shape {shape}, which {dtype.name} cannot store.")
-    row_bytes = shape[-1] // block * block_bytes
-    size = math.prod(shape[:-1]) * row_bytes
+    size = math.prod(shape) // block * block_bytes
     if offset + size > file.size:
         raise ModelLoadError(
             f"{file.path.name} is damaged: it ends at byte {file.size}, within {name}."
         )
-    return GGUFTensor(name, shape, dtype.name, offset, size, row_bytes)
+    return GGUFTensor(name, shape, dtype.name, offset, size)
 
 
 def read_tensor(file: MappedFile, tensor: GGUFTensor) -> Values:
@@ -108,16 +108,27 @@ def read_tensor(file: MappedFile, tensor: GGUFTensor) -> Values:
     if tensor.dtype in _FLOATS:
         values = data.view(_FLOATS[tensor.dtype]).reshape(tensor.shape)
         return to_float(np.require(values, requirements=["C", "A"]))
+    return _dequantize(data, tensor)
+
+
+def _dequantize(data: NDArray[np.uint8], tensor: GGUFTensor) -> NDArray[np.float32]:
     from gguf import constants, quants  # noqa: PLC0415
 
     kind = constants.GGMLQuantizationType[tensor.dtype]
+    block, block_bytes = constants.GGML_QUANT_SIZES[kind]
+    values = np.empty(math.prod(tensor.shape), np.float32)
+    # Blocks know nothing of rows. In pieces, and each as one row: the library would work through 16 rows at a time,
+    # however short, and hold all their results beside the whole.
+    step = PIECE // block
     try:
-        values = quants.dequantize(data.reshape(*tensor.shape[:-1], tensor.row_bytes), kind)
+        for first in range(0, values.size // block, step):
+            piece = data[first * block_bytes : (first + step) * block_bytes]
+            values[first * block : (first + step) * block] = quants.dequantize(piece[None], kind)[0]
     except NotImplementedError:
         raise ModelLoadError(
             f"{tensor.name} is stored as {tensor.dtype}, which the gguf package cannot read."
         ) from None
-    return np.ascontiguousarray(values, np.float32)
+    return values.reshape(tensor.shape)
 
 
 class _Cursor:

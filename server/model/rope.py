@@ -42,6 +42,8 @@ def _parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise ModelLoadError(f"its rotary parameters are {rope!r}.")
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise ModelLoadError("rotary parameters that differ between layers are not served.")
     rope = dict(rope)
     rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
     rope.setdefault("rope_theta", settings.get("rope_theta", 10000.0))

@@ -24,6 +24,7 @@ def copied(dockerfile: Dockerfile) -> list[tuple[str, str]]:
         (stage.name, source)
         for stage in dockerfile.stages.values()
         for instruction in stage.all("COPY")
+        if "--from=" not in instruction.text
         for source in instruction.words()[:-1]
     ]
 
@@ -102,6 +103,14 @@ def test_every_install_is_held_to_the_pins() -> None:
                 for command in run.text.split("&&"):
                     if "pip install" in command:
                         assert "-c requirements/constraints-" in command or "demo.txt" in command
+
+
+def test_the_server_takes_the_compiled_decoder_and_leaves_the_compiler_behind() -> None:
+    [native] = [i for i in SERVE.instructions("server", "COPY") if "--from=" in i.text]
+    assert native.text == "--from=native /app/server/native/_lib/ server/native/_lib/"
+    assert "python -m server.native" in SERVE.stages["native"].all("RUN")[-1].text
+    assert not any("g++" in i.text for i in SERVE.instructions("server", "RUN"))
+    assert not sent("server/native/_lib/library.so")
 
 
 @pytest.mark.parametrize("target", ["server", "client"])

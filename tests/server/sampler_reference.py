@@ -6,7 +6,9 @@ from __future__ import annotations
 import array
 import itertools
 import math
+import random
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,21 @@ class Allow:
 
     def advance(self, token_id: int) -> None:
         assert token_id in self.ids
+
+
+def random_settings(chance: random.Random, vocab: int) -> dict[str, Any]:
+    """Sampling parameters in any mix, at and around their edges."""
+    biased = [chance.randrange(vocab) for _ in range(chance.choice([0, 0, 1, 5]))]
+    return {
+        "temperature": chance.choice([0, 1e-3, 0.3, 1.0, 2.0]),
+        "top_k": chance.choice([0, 0, 1, 2, 5, 40, vocab + 9]),
+        "top_p": chance.choice([1.0, 1.0, 1e-9, 0.3, 0.95, 0.999999]),
+        "min_p": chance.choice([0.0, 0.0, 0.02, 0.5, 1.0]),
+        "presence_penalty": chance.choice([0, 0, -1.5, 0.7]),
+        "frequency_penalty": chance.choice([0, 0, -0.4, 1.1]),
+        "repetition_penalty": chance.choice([1, 1, 0.8, 1.4]),
+        "logit_bias": tuple((token, chance.uniform(-9, 9)) for token in biased),
+    }
 
 
 def splitmix64(seed: int) -> Iterable[float]:

@@ -138,6 +138,8 @@ class Pool(RuleBasedStateMachine):
         everything = self.pool.open(("", ""), [5] * 7 * SIZE, reuse=0, headroom=0)
         assert everything is not None, "a block has leaked"
         assert not list(self.pool.cache.nodes())
+        self.pool.close(everything[0], keep_tail=False)
+        assert self.pool.cache.num_namespaces == 0
 
 
 def contents(node: Node) -> list[Content]:
@@ -212,9 +214,35 @@ def test_what_was_used_last_is_evicted_last_and_ends_before_beginnings() -> None
     assert order == [24, 20, 34, 30, 14, 10]
 
 
+def test_what_is_found_again_in_part_counts_as_used() -> None:
+    pool = BlockPool(3, SIZE)
+    for start in (10, 20):
+        pool.close(computed(pool, [start, start + 1])[0])
+    pool.close(computed(pool, [10, 11])[0])
+    pool.cache.evict()
+    assert [node.token_ids for node in pool.cache.nodes()] == [(10, 11)]
+
+
+def test_the_books_do_not_grow_with_use() -> None:
+    pool = BlockPool(3, SIZE)
+    for _ in range(500):
+        pool.close(computed(pool, [1, 2, 3, 4, 5])[0])
+    assert len(pool.cache._by_age) < 100
+
+
+def test_callers_scopes_do_not_pile_up() -> None:
+    pool = BlockPool(3, SIZE)
+    for scope in range(50):
+        pool.close(computed(pool, [1, 2, 3, 4, 5], str(scope))[0], keep_tail=False)
+        pool.close(computed(pool, [1, 2, 3], f"{scope}, cancelled")[0], keep_tail=False)
+        assert pool.cache.num_namespaces <= 3
+
+
 def test_a_longer_end_takes_the_place_of_a_shorter_one() -> None:
     pool = BlockPool(20, SIZE)
     for length in (1, 2, 3):
         pool.close(computed(pool, [7, 8, 9][:length])[0])
         assert pool.num_cached == 1
     assert computed(pool, [7, 8, 9, 6])[1] == 3
+    assert [node.token_ids for node in pool.cache.nodes()] == [(7, 8, 9, 6)]
+    assert pool.num_used == 1

@@ -65,7 +65,11 @@ def test_the_context_of_a_model_with_a_window_ends_where_the_window_begins_to_ma
         ("llama-2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("llama-2", {"quantization_config": {"bits": 4}}, "quantised"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True"),
-        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
+        (
+            "qwen3",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "type sliding_attention",
+        ),
         ("qwen3", {"attention_bias": True}, "attention_bias=True"),
         ("llama-2", {"num_attention_heads": 3, "head_dim": 16}, "cannot share"),
         ("llama-2", {"head_dim": 15}, "odd"),
@@ -80,3 +84,8 @@ def test_what_is_not_computed_is_refused_by_name(
 ) -> None:
     with pytest.raises(ModelLoadError, match=reason):
         read_config(fields_of(name) | changes)
+
+
+def test_a_damaged_number_of_layers_is_refused_before_anything_is_made_for_each() -> None:
+    with pytest.raises(ModelLoadError, match="num_hidden_layers"):
+        read_config(fields_of("llama-2", num_hidden_layers=2**30))

@@ -109,7 +109,19 @@ def test_a_cache_that_cannot_be_written_costs_only_time(base: Base) -> None:
     assert base.hashed == 2
 
 
+def test_a_user_without_a_home_starts_without_a_cache(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    base.cache = cache_folder({})
+    assert base.digest() == base.digest()
+    assert base.hashed == 2
+
+
 def test_where_it_is() -> None:
     assert cache_folder({"LORACHAT_CACHE": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
     assert cache_folder({"LORACHAT_CACHE": "", "XDG_CACHE_HOME": "/b"}) == Path("/b/lorachat")
-    assert cache_folder({}) == Path("~/.cache/lorachat").expanduser()
+    assert cache_folder({}) == Path.home() / ".cache" / "lorachat"

@@ -122,6 +122,7 @@ def test_older_configurations_say_the_same_in_other_words() -> None:
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (YARN | {"rope_theta": 1.0}, "over 1"),
+        ({"full_attention": {"rope_type": "linear", "factor": 2.0}}, "differ between layers"),
         ([1], "rotary parameters are"),
     ],
     ids=str,

@@ -21,6 +21,7 @@ from tests.server.sampler_reference import (
     Allow,
     draw_slowly,
     processed_slowly,
+    random_settings,
     splitmix64,
     weights_slowly,
 )
@@ -75,14 +76,7 @@ def random_row(chance: random.Random, vocab: int) -> Row:
         banned_ids=some(4),
         num_banned_draws=chance.randint(0, 2),
         constraint=constraint if constrained else None,
-        temperature=chance.choice([0, 1e-3, 0.3, 1.0, 2.0]),
-        top_k=chance.choice([0, 0, 1, 2, 5, 40, vocab + 9]),
-        top_p=chance.choice([1.0, 1.0, 1e-9, 0.3, 0.95, 0.999999]),
-        min_p=chance.choice([0.0, 0.0, 0.02, 0.5, 1.0]),
-        presence_penalty=chance.choice([0, 0, -1.5, 0.7]),
-        frequency_penalty=chance.choice([0, 0, -0.4, 1.1]),
-        repetition_penalty=chance.choice([1, 1, 0.8, 1.4]),
-        logit_bias=tuple((t, chance.uniform(-9, 9)) for t in some(5)),
+        **random_settings(chance, vocab),
     )
 
 
@@ -237,6 +231,15 @@ def test_a_temperature_near_zero_comes_near_greedy(temperature: float, draw: Dra
 def test_greedy_takes_the_lowest_of_equals_and_no_random_number(draw: DrawRow) -> None:
     logits = np.array([[0.0, 3.0, 1.0, 3.0]], dtype=np.float32)
     assert {drawn(draw, logits, row(temperature=0, seed=i))[0] for i in range(9)} == {1}
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 2}, {"top_p": 0.99}, {"min_p": 1e-9}], ids=str)
+def test_the_number_zero_draws_no_banned_token(params: dict[str, float], draw: DrawRow) -> None:
+    seed = -0x9E3779B97F4A7C15  # its first number is zero
+    assert uniform(seed, 0) == 0
+    logits = np.array([[9.0, 5.0, 4.5, 4.0]], dtype=np.float32)
+    settled = row(banned_ids=(0,), num_banned_draws=1, seed=seed, **params)
+    assert drawn(draw, logits, settled) == [1]
 
 
 def test_penalties_count_the_drafts_that_were_right(draw: DrawRow) -> None:

@@ -81,6 +81,16 @@ void penalize(float *logits, int vocab, const StepArguments &a, const RowArgumen
   }
 }
 
+void ban(float *x, int vocab, const int32_t *ids, int count) {
+  static thread_local std::vector<float> before;
+  before.resize(count);
+  for (int i = 0; i < count; i++) before[i] = x[ids[i]];
+  for (int i = 0; i < count; i++) x[ids[i]] = -INFINITY;
+  if (highest(x, vocab) > -INFINITY) return;
+  // A grammar that is complete allows the end only, whatever min_tokens says.
+  for (int i = 0; i < count; i++) x[ids[i]] = before[i];
+}
+
 void draw_row(float *logits, int vocab, const StepArguments &a, const Work &work) {
   const RowArguments &row = a.rows[work.row];
   const int32_t *drafts = a.token_ids + row.first + row.count - (row.num_draws - 1);
@@ -92,11 +102,10 @@ void draw_row(float *logits, int vocab, const StepArguments &a, const Work &work
     static thread_local std::vector<float> raw;
     if (row.logprobs >= 0) raw.assign(x, x + vocab);
     penalize(x, vocab, a, row, drafts, i);
-    if (i < row.num_banned_draws)
-      for (int b = 0; b < row.num_banned; b++) x[a.banned_ids[row.first_banned + b]] = -INFINITY;
     if (row.allowed)
       for (int t = 0; t < vocab; t++)
         if (!(row.allowed[t / 32] >> (t % 32) & 1)) x[t] = -INFINITY;
+    if (i < row.num_banned_draws) ban(x, vocab, a.banned_ids + row.first_banned, row.num_banned);
     int token = draw(x, vocab, row.sampling, uniform(row.seed, uint64_t(row.draw + i)));
     int slot = work.draw + i;
     a.sampled_ids[slot] = token;

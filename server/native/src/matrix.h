@@ -183,7 +183,8 @@ inline void pack_panel(const float *x, size_t stride, int rows, int k, float *to
   }
 }
 
-constexpr int kPrefetch = 24;  // tile rows ahead
+// Tile rows ahead: far enough for memory into the second-level cache, and from there into the first.
+constexpr int kFar = 128, kNear = 16;
 
 // Sums of one lane group of `Tiles` neighbouring tiles for `Rows` rows, over `count` values of k.
 template <int Rows, int Tiles, int Groups, bool Bf16>
@@ -194,8 +195,10 @@ inline void accumulate(const float *a, const char *w, size_t tile_bytes, int fir
 #pragma GCC unroll 4
     for (int t = 0; t < Tiles; t++) {
       const char *row = w + t * tile_bytes + i * row_bytes;
-      __builtin_prefetch(row + kPrefetch * row_bytes);
-      if (!Bf16) __builtin_prefetch(row + kPrefetch * row_bytes + 64);
+      for (size_t line = 0; line < row_bytes; line += 64) {
+        __builtin_prefetch(row + kFar * row_bytes + line, 0, 2);
+        __builtin_prefetch(row + kNear * row_bytes + line);
+      }
 #pragma GCC unroll 4
       for (int g = 0; g < Groups; g++) {
         int lane = (first_group + g) * kWidth;
@@ -248,7 +251,6 @@ void multiply(const float *a, const char *w, size_t tile_bytes, int k, float *to
 
 using Multiply = void (*)(const float *, const char *, size_t, int, float *);
 
-// Few rows need neighbouring tiles to have enough independent chains; see kTilesAtOnce.
 template <int Tiles, bool Bf16>
 inline Multiply multiply_for(int rows) {
   static const Multiply table[] = {
@@ -263,13 +265,19 @@ inline Multiply multiply_for(int rows) {
   return table[rows - 1];
 }
 
+// Up to so many rows two tiles are taken at once: more independent chains, and two streams from memory.
+constexpr int kPairRows = kMaxRows / 2;
+
 template <bool Bf16>
 inline Multiply multiply_pair(int rows) {
-  static const Multiply table[] = {multiply<1, 2, Bf16>, multiply<2, 2, Bf16>, multiply<3, 2, Bf16>};
+  static const Multiply table[] = {
+      multiply<1, 2, Bf16>, multiply<2, 2, Bf16>, multiply<3, 2, Bf16>,
+#if defined(__AVX512F__)
+      multiply<4, 2, Bf16>, multiply<5, 2, Bf16>, multiply<6, 2, Bf16>, multiply<7, 2, Bf16>,
+#endif
+  };
   return table[rows - 1];
 }
-
-constexpr int kPairRows = kWidth == 16 ? 3 : 2;
 
 // One product y = x·Wᵀ (+ bias), or y += x·Wᵀ, as tasks over tiles.
 struct Product {

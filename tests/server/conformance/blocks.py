@@ -109,7 +109,7 @@ class BlockConformance(Conformance):
     def test_a_batch_of_copies_alone_is_done(self) -> None:
         runner = self.runner()
         blocks = Blocks(runner)
-        text = Text(blocks, tokens(9, seed=6), params=everything())
+        text = Text(blocks, tokens(runner.block_size - 2, seed=6), params=everything())
         step(runner, [text], [text.row()])
         (other,) = blocks.take()
         assert runner.step(Batch((), (BlockCopy(text.block_ids[0], other),))) == []

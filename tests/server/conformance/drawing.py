@@ -11,7 +11,7 @@ from server.types import SamplingParams
 from tests.server.conformance.base import Conformance
 from tests.server.conformance.models import VOCAB, build_adapter, build_model, oracle_logits
 from tests.server.conformance.text import Blocks, Text, generate, step, tokens
-from tests.server.sampler_reference import Allow, draw_slowly
+from tests.server.sampler_reference import Allow, draw_slowly, random_settings
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
@@ -47,6 +47,45 @@ class DrawingConformance(Conformance):
             (expected,) = draw_slowly(oracle_logits(model.oracle, known)[-1:], row)
             step(runner, [text], [row])
             assert text.output[-1] == expected
+
+    def test_any_settings_side_by_side_are_drawn_by_the_definitions(self) -> None:
+        """Many rows, each with its own parameters, over a vocabulary that is no multiple of anything."""
+        model = build_model("llama, 3001 tokens")
+        runner, vocab, chance = self.runner(model), model.config.vocab_size, random.Random(11)
+        drawn = wrong = 0
+        for turn in range(10):
+            blocks = Blocks(runner, seed=turn)
+            texts = []
+            for i in range(8):
+                allowed = {chance.randrange(vocab) for _ in range(50)}
+                extra = {
+                    "banned_ids": tuple(chance.randrange(vocab) for _ in range(5)),
+                    "num_banned_draws": chance.randint(0, 1),
+                    "constraint": Allow(allowed, vocab) if chance.random() < 0.2 else None,
+                }
+                params = SamplingParams(**random_settings(chance, vocab))
+                prompt = tokens(chance.randint(1, 40), seed=8 * turn + i)
+                seed = chance.getrandbits(64)
+                texts.append(Text(blocks, prompt, params=params, seed=seed, extra=extra))
+            for _ in range(4):
+                rows = [text.row() for text in texts]
+                step(runner, texts, rows)
+                for text, row in zip(texts, rows, strict=True):
+                    logits = oracle_logits(model.oracle, [*text.prompt, *text.output[:-1]])
+                    drawn += 1
+                    wrong += draw_slowly(logits[-1:], row) != text.output[-1:]
+        # Logits differ by 1e-5 from the oracle's, so a random number may lie between two tokens' shares.
+        assert drawn == 320
+        assert wrong <= 3
+
+    def test_a_finished_grammar_may_end_before_min_tokens(self) -> None:
+        """It allows the end token only; banning that too would leave nothing to draw."""
+        runner = self.runner()
+        extra = {"constraint": Allow([2], VOCAB), "banned_ids": (2, 7), "num_banned_draws": 1}
+        for params in (SamplingParams(temperature=0), SamplingParams(temperature=1, top_k=5)):
+            text = Text(Blocks(runner), tokens(5), params=params, extra=extra)
+            step(runner, [text], [text.row()])
+            assert text.output == [2]
 
     def test_banned_tokens_and_grammars_are_obeyed(self) -> None:
         model, runner = build_model(), self.runner()

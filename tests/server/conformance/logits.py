@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from server.types import SamplingParams
 from tests.server.conformance.base import Conformance
-from tests.server.conformance.models import SPECS, build_model, log_softmax, oracle_logits
-from tests.server.conformance.text import Blocks, Text, generate, tokens
+from tests.server.conformance.models import (
+    SPECS,
+    build_model,
+    load_model,
+    log_softmax,
+    oracle_logits,
+)
+from tests.server.conformance.text import (
+    Blocks,
+    Text,
+    distributions,
+    everything,
+    generate,
+    step,
+    tokens,
+)
 
 
 class LogitConformance(Conformance):
@@ -39,6 +57,26 @@ class LogitConformance(Conformance):
         generate(runner, [text], count)
         assert text.output == answer.tolist()
 
+    @pytest.mark.model
+    def test_the_embedded_model_equals_transformers(self, embedded_model: Path) -> None:
+        """A prompt's whole distribution, and a greedy answer in two pieces and one by one."""
+        model = load_model(embedded_model)
+        chance = random.Random(12)
+        prompt = [chance.randrange(model.config.vocab_size) for _ in range(40)]
+        with torch.inference_mode():
+            answer = model.oracle.generate(
+                torch.tensor([prompt]), max_new_tokens=10, do_sample=False, pad_token_id=0
+            )[0, len(prompt) :].tolist()
+        expected = log_softmax(oracle_logits(model.oracle, [*prompt, *answer[:-1]]))
+        runner = self.runner(model, num_blocks=8)
+        text = Text(Blocks(runner), prompt)
+        step(runner, [text], [text.row(17)])
+        generate(runner, [text], len(answer))
+        assert text.output == answer
+        whole = Text(Blocks(runner), [*prompt, *answer[:-1]], params=everything())
+        step(runner, [whole], [whole.row()])
+        np.testing.assert_allclose(distributions(whole), expected, atol=1e-3)
+
     def test_the_last_position_of_the_context_is_right(self) -> None:
         model, prompt = build_model("llama, yarn rope, not tied"), tokens(512, seed=3)
         expected = log_softmax(oracle_logits(model.oracle, prompt))[-1]
@@ -48,8 +86,6 @@ class LogitConformance(Conformance):
         """top, rank and logprob of prompt and answer, against transformers' log-softmax."""
         model, prompt = build_model(), tokens(30, seed=4)
         runner = self.runner(model)
-        from server.types import SamplingParams
-
         params = SamplingParams(temperature=0.9, logprobs=3, prompt_logprobs=2)
         text = Text(Blocks(runner), prompt, params=params, seed=5)
         generate(runner, [text], 12)

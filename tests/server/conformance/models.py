@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,7 @@ SPECS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": None, "tie_word_embeddings": False}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"tie_word_embeddings": False}),
+    "llama, 3001 tokens": ("Llama", {"vocab_size": 3001, "hidden_size": 32}),
     "llama in bfloat16": ("Llama", {"dtype": "bfloat16"}),
 }
 
@@ -145,12 +147,26 @@ def build_model(spec: str = "llama", layers: int = 2) -> Model:
             if exact:
                 parameter.copy_(parameter.bfloat16().float())
     oracle.generation_config.eos_token_id = None
-    size = hf.head_dim
+    return model_of(oracle, as_bfloat16=exact)
+
+
+def load_model(folder: Path) -> Model:
+    """A real one, as it was saved."""
+    from transformers import AutoModelForCausalLM
+
+    oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    oracle.generation_config.eos_token_id = None
+    return model_of(oracle)
+
+
+def model_of(oracle: Any, *, as_bfloat16: bool = False) -> Model:
+    hf = oracle.config
+    size, positions = hf.head_dim, 512
     with torch.no_grad():
-        cos, sin = oracle.model.rotary_emb(torch.zeros(1), torch.arange(512).unsqueeze(0))
-    biased = family == "Qwen2" or getattr(hf, "attention_bias", False)
+        cos, sin = oracle.model.rotary_emb(torch.zeros(1), torch.arange(positions).unsqueeze(0))
+    biased = hf.model_type == "qwen2" or getattr(hf, "attention_bias", False)
     config = DecoderConfig(
-        num_layers=layers,
+        num_layers=hf.num_hidden_layers,
         hidden_size=hf.hidden_size,
         intermediate_size=hf.intermediate_size,
         num_heads=hf.num_attention_heads,
@@ -158,16 +174,16 @@ def build_model(spec: str = "llama", layers: int = 2) -> Model:
         head_dim=size,
         vocab_size=hf.vocab_size,
         rms_norm_eps=hf.rms_norm_eps,
-        max_positions=512,
+        max_positions=positions,
         qkv_bias=biased,
-        o_bias=biased and family != "Qwen2",
-        qk_norm=family == "Qwen3",
+        o_bias=biased and hf.model_type != "qwen2",
+        qk_norm=hf.model_type == "qwen3",
         tied=hf.tie_word_embeddings,
     )
     return Model(
         oracle=oracle,
         config=config,
-        checkpoint=DictCheckpoint(oracle, as_bfloat16=exact),
+        checkpoint=DictCheckpoint(oracle, as_bfloat16=as_bfloat16),
         cos=np.ascontiguousarray(cos[0, :, : size // 2].numpy()),
         sin=np.ascontiguousarray(sin[0, :, : size // 2].numpy()),
     )
