@@ -71,11 +71,14 @@ def _exit(message: str) -> NoReturn:
 def _serve(settings: Settings) -> int:
     """Run until stopped; the exit code. 1 if the model could not be loaded or the engine died."""
     import uvicorn
+    from sse_starlette.sse import AppStatus
 
     from server.api.app import create_app
     from server.api.drain import DrainingServer
     from server.api.service import Service
 
+    # The library would cut every stream at SIGTERM; here running answers have drain_seconds to finish.
+    AppStatus.enable_automatic_graceful_drain = False
     service = Service(
         # More choices than ever fit would be told to come back, for ever.
         max_choices=min(settings.max_choices, settings.max_running + settings.max_waiting),

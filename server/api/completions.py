@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 from server.api.caller import Caller
@@ -28,14 +27,16 @@ class CompletionRuns:
     prompts: list[str]
     n: int
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """All events, prompt after prompt; those of later ones wait in their queues."""
+    async def next_event(self) -> Event | None:
+        """Prompt after prompt; the events of later ones wait in their queues. None after the last."""
         for number, run in enumerate(self.runs):
-            async for event in run:
-                if isinstance(event, Failed):
-                    yield event
-                    return
-                yield event if number == 0 else replace(event, index=number * self.n + event.index)
+            event = await run.next_event()
+            if event is None and not run.has_failed:
+                continue
+            if event is None or isinstance(event, Failed) or number == 0:
+                return event
+            return replace(event, index=number * self.n + event.index)
+        return None
 
     def close(self) -> None:
         for run in self.runs:

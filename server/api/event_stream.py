@@ -1,22 +1,21 @@
 """Server-sent events over ASGI: writes what a formatter makes of the events, and leaves nothing running.
 
-Written for the cost per token: it shares its cores with the model, so one token is one write, without a task, a timer
-or a queue of its own. It does not know what the events say.
+sse-starlette sends, and watches for the client's leaving. Here one token is one write, without a task of its own: it
+shares its cores with the model. This module does not know what the events say.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from starlette.responses import Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from server.types import Event
 
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n").encode()
 
 
 class Formatter(Protocol):
@@ -32,84 +31,46 @@ class Formatter(Protocol):
 class Source(Protocol):
     """Where the events come from: a run, or several."""
 
-    def __aiter__(self) -> AsyncIterator[Event]: ...
+    async def next_event(self) -> Event | None:
+        """The next event; None after the last. Cancelling it loses nothing."""
+        ...
 
     def close(self) -> None:
         """Stop computing. Safe at any time, any number of times."""
         ...
 
 
-class EventStream(Response):
+class EventStream(EventSourceResponse):
     """Closes its source on the way out, however it is left: finished, failed, or the client gone.
 
-    A `finally` in a body iterator is not enough: it never runs if the client leaves before the first byte, or if
+    A `finally` in the body iterator is not enough: it never runs if the client leaves before the first byte, or if
     sending fails between two events.
     """
 
     def __init__(self, source: Source, formatter: Formatter, *, keepalive_seconds: float) -> None:
-        super().__init__(
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-            media_type="text/event-stream",
-        )
-        del self.headers["content-length"]
         self._source = source
         self._formatter = formatter
         self._keepalive_seconds = keepalive_seconds
-        self._last_sent = 0.0
-        self._is_sending = False
+        # The library's own ping comes whether or not data flows; ours only after silence.
+        super().__init__(self._body(), ping=0, sep="\n", headers={"Cache-Control": "no-cache"})
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        tasks = [
-            asyncio.ensure_future(self._write(send)),
-            asyncio.ensure_future(_disconnect(receive)),
-            asyncio.ensure_future(self._keep_alive(send)),
-        ]
-        try:
-            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done():
-                tasks[0].result()
-        finally:
-            self._source.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _write(self, send: Send) -> None:
-        await send(
-            {
-                "type": "http.response.start",
-                "status": self.status_code,
-                "headers": self.raw_headers,
-            }
-        )
-        self._last_sent = time.monotonic()
-        async for event in self._source:
+    async def _body(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                async with asyncio.timeout(self._keepalive_seconds):
+                    event = await self._source.next_event()
+            except TimeoutError:
+                yield KEEP_ALIVE
+                continue
+            if event is None:
+                break
             data = self._formatter.on_event(event)
             if data:
-                await self._send(send, data)
-        await send(
-            {"type": "http.response.body", "body": self._formatter.end(), "more_body": False}
-        )
+                yield data
+        yield self._formatter.end()
 
-    async def _send(self, send: Send, data: bytes) -> None:
-        self._is_sending = True
-        await send({"type": "http.response.body", "body": data, "more_body": True})
-        self._is_sending = False
-        self._last_sent = time.monotonic()
-
-    async def _keep_alive(self, send: Send) -> None:
-        """A comment after every keepalive_seconds of silence. One timer for the whole stream, not one per token."""
-        while True:
-            due = self._last_sent + self._keepalive_seconds - time.monotonic()
-            if self._last_sent == 0 or due > 0:
-                await asyncio.sleep(max(due, 0.001) if self._last_sent else self._keepalive_seconds)
-            elif self._is_sending:  # the client is slow to read; it has enough to read
-                await asyncio.sleep(self._keepalive_seconds)
-            else:
-                await self._send(send, KEEP_ALIVE)
-
-
-async def _disconnect(receive: Receive) -> None:
-    """Returns when the connection closes. The body has been read, so nothing else can arrive."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._source.close()

@@ -40,7 +40,7 @@ class Clock:
 
 @dataclass(slots=True)
 class Run:
-    """A generation and what is known of it so far. Iterating observes every event.
+    """A generation and what is known of it so far. Taking an event observes it.
 
     id: `chatcmpl-…` or the like. created: Unix seconds. constraints: made by the engine, one per choice.
     """
@@ -73,11 +73,15 @@ class Run:
         """So far; completion tokens are counted as they come."""
         return Usage(len(self.request.prompt_ids), self.completion_tokens, self.cached_tokens)
 
+    async def next_event(self) -> Event | None:
+        """The next event; None after the last. Cancelling it loses nothing."""
+        if self.has_failed or self.generation.is_finished:
+            return None
+        return self._observe(await self.generation.next_event())
+
     async def __aiter__(self) -> AsyncIterator[Event]:
-        async for event in self.generation:
-            yield self._observe(event)
-            if self.has_failed:
-                return
+        while (event := await self.next_event()) is not None:
+            yield event
 
     def _observe(self, event: Event) -> Event:
         if isinstance(event, Delta):

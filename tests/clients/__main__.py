@@ -114,7 +114,8 @@ def run(client: Client, base_url: str) -> Outcome:
 
 def version(client: Client) -> str:
     if client.script.suffix == ".mjs":
-        code = f"console.log(JSON.parse(require('fs').readFileSync('node_modules/{client.distribution}/package.json')).version)"
+        package = f"node_modules/{client.distribution}/package.json"
+        code = f"console.log(JSON.parse(require('fs').readFileSync('{package}')).version)"
         command = [str(client.runner), "-e", code]
     else:
         code = f"import importlib.metadata as m; print(m.version('{client.distribution}'))"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -143,14 +143,13 @@ class FakeGeneration:
     def is_finished(self) -> bool:
         return self._open == 0
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while not self.is_finished:
-            event = await self._queue.get()
-            if isinstance(event, Finished):
-                self._open -= 1
-            elif isinstance(event, Failed):
-                self._open = 0
-            yield event
+    async def next_event(self) -> Event:
+        event = await self._queue.get()
+        if isinstance(event, Finished):
+            self._open -= 1
+        elif isinstance(event, Failed):
+            self._open = 0
+        return event
 
     def cancel(self) -> None:
         for task in self._tasks:

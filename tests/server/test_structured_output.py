@@ -69,6 +69,31 @@ def test_random_schemas_are_satisfied(server: Running, schema: dict[str, Any], s
         assert satisfies(json.loads(choice["message"]["content"]), schema)
 
 
+def test_objects_get_the_properties_that_they_name_and_no_others_unless_asked_for() -> None:
+    """A model left free to invent properties does so without end. What comes out satisfies the schema all the same."""
+
+    def closed(schema: Any) -> Any:
+        made = json.loads(checked_schema(schema, "x"))
+        made.pop("x-guidance")
+        return made
+
+    item = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    shut = {**item, "additionalProperties": False}
+    assert closed(item) == shut
+    assert closed({"items": item, "$defs": {"x": item}}) == {"items": shut, "$defs": {"x": shut}}
+    assert closed({"anyOf": [item, {"type": "null"}]}) == {"anyOf": [shut, {"type": "null"}]}
+    named = {"properties": {"properties": {"type": "string"}}}  # a property of that name
+    assert closed(named) == {**named, "additionalProperties": False}
+    for kept in (
+        {**item, "additionalProperties": True},
+        {**item, "required": ["b"]},
+        {"const": item},
+        {"allOf": [item, item]},
+        {"type": "object"},
+    ):
+        assert closed(kept) == kept
+
+
 def test_the_end_is_allowed_exactly_where_the_grammar_is_complete() -> None:
     import asyncio
 

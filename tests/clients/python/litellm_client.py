@@ -1,5 +1,9 @@
 """LiteLLM: completion, stream, tools, its own exceptions by our wording."""
 
+import os
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # before the import, which would look for one on the network
+
 import litellm
 from common import ASK, BASE_URL, MODEL, TOOL, report
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from common import BASE_URL, MODEL, report
 
 with tempfile.TemporaryDirectory() as folder:
-    entry = f"- model_id: lorachat\n  model_name: {MODEL}\n  api_base: {BASE_URL}\n"
+    entry = f"- model_id: lorachat\n  model_name: {MODEL}\n  api_base: {BASE_URL}\n  supports_schema: true\n"
     Path(folder, "extra-openai-models.yaml").write_text(entry)
     environment = {**os.environ, "LLM_USER_PATH": folder, "OPENAI_API_KEY": "unused"}
     for flags in ([], ["--no-stream"], ["--schema", "name str, age int"]):
