@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.api.docs_page import docs_page
 from server.api.schemas.bodies import ErrorBody
 from server.api.schemas.examples import EXAMPLES
 from server.version import VERSION
@@ -92,6 +93,11 @@ def install(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.get("/docs", include_in_schema=False)
+    def docs(request: Request) -> HTMLResponse:
+        # FastAPI's own page loads its script from another server, which learns who reads it.
+        return HTMLResponse(docs_page(openapi(), str(request.base_url).rstrip("/")))
 
 
 def _drop_validation_errors(document: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Grammars -> constraints: compiled off the event loop, within limits, and kept for the next request.
 
-The library is llguidance (docs/decisions/0011-structured-output.md). It compiles lazily: what is expensive about a
+The library is llguidance (docs/decisions/0009-structured-output.md). It compiles lazily: what is expensive about a
 grammar is paid in the steps that need it, and bounded there as well.
 """
 

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # before the import, which would look for one on the network
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = (
+    "True"  # before the import, which would look for one on the network
+)
 
 import litellm
 from common import ASK, BASE_URL, MODEL, TOOL, report
