@@ -9,10 +9,17 @@ from typing import Any
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
 code,pre{font:14px/1.4 ui-monospace,monospace;background:#f3f3f3;border-radius:4px}
-pre{padding:.8rem;overflow-x:auto}code{padding:.1rem .3rem}
-table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid #ddd;padding:.3rem .5rem;text-align:left;vertical-align:top}
-h2{margin-top:2.5rem;border-top:2px solid #ddd;padding-top:1rem}details{margin:.5rem 0}
-@media(prefers-color-scheme:dark){body{color:#e8e8e8;background:#161616}code,pre{background:#262626}td,th{border-color:#444}}
+pre{padding:.8rem;overflow-x:auto}
+code{padding:.1rem .3rem}
+table{border-collapse:collapse;width:100%}
+td,th{border-bottom:1px solid #ddd;padding:.3rem .5rem;text-align:left;vertical-align:top}
+h2{margin-top:2.5rem;border-top:2px solid #ddd;padding-top:1rem}
+details{margin:.5rem 0}
+@media(prefers-color-scheme:dark){
+body{color:#e8e8e8;background:#161616}
+code,pre{background:#262626}
+td,th{border-color:#444}
+a{color:#8ab4f8}}
 """
 
 

@@ -25,6 +25,12 @@ _STATUSES = {
     500: "The model failed on this request.",
     503: "The model is loading, or the server is going away.",
 }
+# One event of the stream; `data` is a JSON object as text, or [DONE].
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 _requests: dict[str, type[BaseModel]] = {}
 
 
@@ -56,7 +62,7 @@ def documented(
         responses[503] = {"model": response, "description": "Not now."}
     if streams:
         responses[200] = {
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
             "description": "One JSON object, or with `stream` server-sent events.",
         }
     return {"response_model": response, "responses": responses, "openapi_extra": extra}
