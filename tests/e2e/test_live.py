@@ -212,13 +212,13 @@ def test_every_make_command_of_the_documents_exists() -> None:
             assert set(words) <= targets, f"{document.name}: {line}"
 
 
-def test_the_server_imports_no_gpu_library_and_no_trainer(server: LiveServer) -> None:
+def test_the_server_loads_the_compiled_decoder_and_neither_torch_nor_a_gpu_library(server: LiveServer) -> None:
     maps = Path(f"/proc/{server.pid}/maps")
     if not maps.exists():
         pytest.skip("needs /proc")
     loaded = maps.read_text()
-    assert "libtorch_cpu" in loaded
-    for name in ("libcuda.so", "bitsandbytes", "triton"):
+    assert "server/native/_lib/lorachat-" in loaded, "it computes with the compiled decoder"
+    for name in ("libtorch", "libcuda.so", "bitsandbytes", "triton"):
         assert name not in loaded
 
 
