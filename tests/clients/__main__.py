@@ -45,8 +45,11 @@ class Outcome:
 
 def main() -> int:
     environment = Path(sys.argv[1] if len(sys.argv) > 1 else ".venv-clients").absolute()
+    python = environment / "bin" / "python"
     with server() as base_url:
-        outcomes = [run(client, base_url) for client in clients(environment / "bin" / "python")]
+        outcomes = [
+            run(client, base_url) for client in [*clients(python), *readme(python, base_url)]
+        ]
     rows = [
         (
             o.client.name,
@@ -84,6 +87,35 @@ def clients(python: Path) -> list[Client]:
         Client("openai (Node)", NODE / "openai_client.mjs", "openai", Path(node)),
         Client("Vercel AI SDK", NODE / "ai_sdk_client.mjs", "ai", Path(node)),
     ]
+
+
+def readme(python: Path, base_url: str) -> list[Client]:
+    """The README's own lines, as they stand but for the address."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    found = []
+    for language, code in re.findall(r"^```(py|js)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        runner = python if language == "py" else Path(shutil.which("node") or "")
+        if not runner.name:
+            continue
+        modules = re.findall(r"^(?:from|import) (?:.* from )?[\"']?([@\w/-]+)", code, re.MULTILINE)
+        distribution = "ai" if "ai" in modules else modules[0].replace("_", "-")
+        distribution = {"pydantic-ai": "pydantic-ai-slim"}.get(distribution, distribution)
+        folder = (
+            NODE if language == "js" else ROOT / "runs"
+        )  # node looks for modules beside the script
+        script = folder / f"readme-{len(found)}.{'mjs' if language == 'js' else 'py'}"
+        last = "console.log" if language == "js" else "print"
+        code = code.replace("http://127.0.0.1:8000/v1", base_url)
+        script.write_text(f'{code}\n{last}("EXERCISED the lines in the README")\n')
+        found.append(
+            Client(
+                f"README: {modules[-1] if language == 'js' else modules[0]}",
+                script,
+                distribution,
+                runner,
+            )
+        )
+    return found
 
 
 def run(client: Client, base_url: str) -> Outcome:

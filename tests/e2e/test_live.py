@@ -212,7 +212,9 @@ def test_every_make_command_of_the_documents_exists() -> None:
             assert set(words) <= targets, f"{document.name}: {line}"
 
 
-def test_the_server_loads_the_compiled_decoder_and_neither_torch_nor_a_gpu_library(server: LiveServer) -> None:
+def test_the_server_loads_the_compiled_decoder_and_neither_torch_nor_a_gpu_library(
+    server: LiveServer,
+) -> None:
     maps = Path(f"/proc/{server.pid}/maps")
     if not maps.exists():
         pytest.skip("needs /proc")
