@@ -105,11 +105,12 @@ def readme(python: Path, base_url: str) -> list[Client]:
         )  # node looks for modules beside the script
         script = folder / f"readme-{len(found)}.{'mjs' if language == 'js' else 'py'}"
         last = "console.log" if language == "js" else "print"
-        code = code.replace("http://127.0.0.1:8000/v1", base_url)
-        script.write_text(f'{code}\n{last}("EXERCISED the lines in the README")\n')
+        lines = code.replace("http://127.0.0.1:8000/v1", base_url)
+        script.write_text(f'{lines}\n{last}("EXERCISED the lines in the README")\n')
+        shown = modules[-1] if language == "js" else modules[0]
         found.append(
             Client(
-                f"README: {modules[-1] if language == 'js' else modules[0]}",
+                f"README: {shown}",
                 script,
                 distribution,
                 runner,
