@@ -79,7 +79,7 @@ async def start_chat(
         new_constraint,
     )
     writer = LogprobWriter(model.tokenizer)
-    readers = [ChoiceReader(structure.new_parser, writer, num_top) for _ in range(n)]
+    readers = [ChoiceReader(run.request, structure.new_parser, writer, num_top) for _ in range(n)]
     return ChatRun(run, readers)
 
 

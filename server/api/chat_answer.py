@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from server.api.logprobs import LogprobWriter
+from server.api.logprobs import LogprobWriter, shown_logprobs
 from server.api.run import wire_reason
 from server.tools.calls import Piece, Text
 from server.tools.parser import CallParser
-from server.types import Delta, Finished
+from server.types import Delta, Finished, GenerationRequest
 
 
 class ChoiceReader:
@@ -17,11 +17,13 @@ class ChoiceReader:
 
     def __init__(
         self,
+        request: GenerationRequest,
         new_parser: Callable[[], CallParser] | None,
         writer: LogprobWriter,
         num_top: int | None,
     ) -> None:
         self._parser = None if new_parser is None else new_parser()
+        self._request = request
         self._writer = writer
         self._num_top = num_top
         self._logprobs: list[dict[str, Any]] = []  # read, and not yet taken
@@ -52,8 +54,6 @@ class ChoiceReader:
         return reason
 
     def _read_logprobs(self, event: Delta | Finished, num_top: int) -> None:
-        logprobs = event.logprobs
-        # The token that ended the answer is no part of it.
-        if isinstance(event, Finished) and logprobs and logprobs[-1].token_id == event.stop:
-            logprobs = logprobs[:-1]
-        self._logprobs += [self._writer.entry(logprob, num_top) for logprob in logprobs]
+        self._logprobs += [
+            self._writer.entry(logprob, num_top) for logprob in shown_logprobs(self._request, event)
+        ]

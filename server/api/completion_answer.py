@@ -9,7 +9,7 @@ from typing import Any
 from server.api.completions import CompletionRuns
 from server.api.errors import describe
 from server.api.json_text import DONE, compact, quoted, sse
-from server.api.logprobs import FLOOR, LogprobWriter
+from server.api.logprobs import FLOOR, LogprobWriter, shown_logprobs
 from server.api.run import Run, wire_reason
 from server.api.usage import usage_body
 from server.types import Delta, Event, Failed, Finished, PromptScored, TokenLogprob
@@ -68,7 +68,7 @@ class CompletionReader:
     def __init__(
         self, run: Run, writer: LogprobWriter, prompt: str | None, num_top: int | None
     ) -> None:
-        self._prompt_ids = run.request.prompt_ids
+        self._request = run.request
         self._prompt = prompt
         self.columns = None if num_top is None else TokenColumns(writer, num_top)
 
@@ -81,16 +81,13 @@ class CompletionReader:
         if self._prompt is not None:  # not said yet
             text, self._prompt = self._prompt, None
         if self.columns is not None:
-            logprobs = event.logprobs
-            if isinstance(event, Finished) and logprobs and logprobs[-1].token_id == event.stop:
-                logprobs = logprobs[:-1]
-            for logprob in logprobs:
+            for logprob in shown_logprobs(self._request, event):
                 self.columns.add(logprob.token_id, logprob)
         return text + event.text
 
     def _add_prompt(self, logprobs: tuple[TokenLogprob, ...]) -> None:
         if self.columns is not None:
-            self.columns.add(self._prompt_ids[0], None)
+            self.columns.add(self._request.prompt_ids[0], None)
             for logprob in logprobs:
                 self.columns.add(logprob.token_id, logprob)
 

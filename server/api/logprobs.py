@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from server.types import Tokenizer, TokenLogprob
+from server.types import (
+    Delta,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Tokenizer,
+    TokenLogprob,
+)
 
 # What JSON can say of a probability of zero; OpenAI's own floor.
 FLOOR = -9999.0
@@ -45,3 +52,13 @@ class LogprobWriter:
 def dump(entries: list[dict[str, Any]]) -> str:
     """The entries as JSON text."""
     return json.dumps(entries, ensure_ascii=False, separators=(",", ":"))
+
+
+def shown_logprobs(request: GenerationRequest, event: Delta | Finished) -> tuple[TokenLogprob, ...]:
+    """The event's log-probabilities without that of the token that ended the answer: it is no part of it."""
+    logprobs = event.logprobs
+    if not (isinstance(event, Finished) and event.reason is FinishReason.STOP and logprobs):
+        return logprobs
+    ends = request.model.stop_token_ids | set(request.params.stop_token_ids)
+    is_end = logprobs[-1].token_id in ends and not isinstance(event.stop, str)
+    return logprobs[:-1] if is_end else logprobs

@@ -91,6 +91,7 @@ def test_forced_calls_are_valid_at_temperature_1_in_chat_and_responses(
             messages=ASK,
             tools=tools,
             tool_choice="required",
+            parallel_tool_calls=False,
             temperature=1,
             seed=seed,
             max_tokens=200,
@@ -150,6 +151,17 @@ def test_echoed_logprobs_equal_transformers(client: openai.OpenAI, embedded_mode
             best = max(v for v in top[position].values())
             assert best == pytest.approx(reference[position - 1].max().item(), abs=2e-3)
         assert len(logprobs.tokens or []) == len(ids) + 1
+
+
+def test_the_end_token_is_no_part_of_the_logprobs(client: openai.OpenAI) -> None:
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"const": "yes"}}}
+    choice = client.chat.completions.create(
+        model="base", messages=ASK, response_format=wanted, logprobs=True, max_tokens=20
+    ).choices[0]
+    assert choice.finish_reason == "stop"
+    assert choice.logprobs is not None
+    told = b"".join(bytes(entry.bytes or ()) for entry in choice.logprobs.content or ())
+    assert told.decode() == choice.message.content == '"yes"'
 
 
 def test_a_repeated_prompt_is_found_in_the_cache_and_salted_ones_are_not(

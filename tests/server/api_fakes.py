@@ -213,7 +213,6 @@ class FakeGeneration:
         logprobs = (
             () if params.logprobs is None else tuple(logprob(i, params.logprobs) for i in batch)
         )
-        stop = END if reason is FinishReason.STOP else None
         self._queue.put_nowait(
             Finished(
                 index,
@@ -223,6 +222,5 @@ class FakeGeneration:
                 tuple(batch),
                 logprobs,
                 engine.cached_tokens,
-                stop,
             )
         )
