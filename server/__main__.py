@@ -29,6 +29,8 @@ log = logging.getLogger("lorachat")
 
 # A step of so many rows costs hardly more than one of a single row: the weights are read once for all of them.
 DRAFT_TOKENS = 8
+# Whole contexts that the KV cache holds by default, where there is memory for them.
+KV_CACHE_CONTEXTS = 8
 
 
 def main() -> None:
@@ -179,7 +181,7 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
     def budget(weight_bytes: int) -> int:
         if settings.kv_cache_gib is not None:
             return int(settings.kv_cache_gib * 2**30)
-        enough = settings.max_running * base.max_context * token_bytes
+        enough = KV_CACHE_CONTEXTS * base.max_context * token_bytes
         return kv_cache_budget(available_bytes(), weight_bytes, enough)
 
     # The digest reads every value once, and so does packing: side by side they share the file's pages.

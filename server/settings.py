@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         None,
         gt=0,
         le=2**20,
-        description="memory for keys and values, cached prefixes included, in GiB; default: what max-running full"
+        description="memory for keys and values, cached prefixes included, in GiB; default: what eight full"
         " contexts take, at most half of the memory (of the container, if it has a limit) that the weights leave",
     )
     speculation: bool = Field(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-PROGRAMS = ("trainer", "server", "client", "demo")
+PROGRAMS = ("trainer", "server", "client", "demo", "benchmarks")
 SOURCES = (".py", ".h", ".cpp")
 
 

@@ -229,6 +229,7 @@ class Decoder {
 
   static const Adapter::Stack &stack(const Span &span, int layer, int input) { return span.adapter->layers[layer][input]; }
 
+  // First in a phase: their few tiles are long tasks, and the base's many short ones fill up what they leave.
   void add_low(std::vector<Product> &products, int layer, int input, const Rows &rows, Operand &in) {
     if (rows.spans.empty()) return;
     int ranks = 0;
@@ -275,11 +276,11 @@ class Decoder {
     k_.resize(all.count * kv_width);
     v_.resize(all.count * kv_width);
     products_.clear();
+    add_low(products_, l, kAttentionInput, all, in);
+    if (&some_in != &in) add_low(products_, l, kAttentionInput, some, some_in);
     products_.push_back({&layer.linear[kQ], some_in.whole, q_.data(), q_width, false, layer.bias[kQ]});
     products_.push_back({&layer.linear[kK], in.whole, k_.data(), kv_width, false, layer.bias[kK]});
     products_.push_back({&layer.linear[kV], in.whole, v_.data(), kv_width, false, layer.bias[kV]});
-    add_low(products_, l, kAttentionInput, all, in);
-    if (&some_in != &in) add_low(products_, l, kAttentionInput, some, some_in);
     run_products(pool, products_);
     if (!all.spans.empty()) {
       products_.clear();
@@ -335,9 +336,9 @@ class Decoder {
     gate_.resize(rows.count * width);
     up_.resize(rows.count * width);
     products_.clear();
+    add_low(products_, l, kMlpInput, rows, mlp_in_);
     products_.push_back({&layer.linear[kGate], mlp_in_.whole, gate_.data(), width, false, layer.bias[kGate]});
     products_.push_back({&layer.linear[kUp], mlp_in_.whole, up_.data(), width, false, layer.bias[kUp]});
-    add_low(products_, l, kMlpInput, rows, mlp_in_);
     run_products(pool, products_);
     if (!rows.spans.empty()) {
       products_.clear();
@@ -362,8 +363,8 @@ class Decoder {
   void project(int l, Module module, const Rows &rows, Operand &in, std::vector<float> &x) {
     const Layer &layer = layers[l];
     products_.clear();
-    products_.push_back({&layer.linear[module], in.whole, x.data(), size_t(shape.hidden), true, layer.bias[module]});
     add_low(products_, l, kInputOf[module], rows, in);
+    products_.push_back({&layer.linear[module], in.whole, x.data(), size_t(shape.hidden), true, layer.bias[module]});
     run_products(pool, products_);
     if (rows.spans.empty()) return;
     products_.clear();

@@ -321,6 +321,9 @@ struct Product {
   }
 };
 
+// Of a task: values of k times rows, for each of which a tile takes a cycle or so.
+constexpr int64_t kLeastWork = 4096;
+
 // Runs several products at once: all their tiles are tasks of one phase.
 inline void run_products(Pool &pool, const std::vector<Product> &products) {
   struct Piece {
@@ -331,9 +334,13 @@ inline void run_products(Pool &pool, const std::vector<Product> &products) {
   pieces.clear();
   for (auto &product : products) {
     if (!product.x.rows) continue;
-    int tiles = tiles_of(product.w->n);
-    // Small enough to share evenly, large enough that taking a task costs nothing beside it.
+    const int tiles = tiles_of(product.w->n);
+    // Small enough to share evenly and to survive the loss of a core, large enough that taking a task costs nothing
+    // beside it: that matters for the short sums of adapters.
+    const int64_t tile_work = int64_t(product.w->k) * product.x.rows;
     int piece = std::clamp(tiles / (pool.threads() * 8), product.x.rows <= kPairRows ? 2 : 1, 16);
+    piece = std::max<int>(piece, int(kLeastWork / std::max<int64_t>(1, tile_work)));
+    piece = std::min(piece, (tiles + pool.threads() - 1) / pool.threads());
     for (int t = 0; t < tiles; t += piece) pieces.push_back({&product, t, std::min(tiles, t + piece)});
   }
   const Piece *list = pieces.data();
