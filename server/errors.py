@@ -7,6 +7,7 @@ ServerError
 │   │   ├── ContextLengthError
 │   │   └── ChatTemplateError
 │   ├── ModelNotFoundError
+│   ├── NotServedError           no model here can do this kind of work
 │   ├── AuthenticationError
 │   └── BodyTooLargeError
 ├── OverloadedError              nobody's: later it will work (has retry_after)
@@ -83,6 +84,10 @@ class ModelNotFoundError(RequestError):
     def __init__(self, name: str, available: list[str]) -> None:
         shown = ", ".join(available[:20]) + (", …" if len(available) > 20 else "")
         super().__init__(f"The model '{name}' does not exist here. This server has: {shown}.")
+
+
+class NotServedError(RequestError):
+    """This kind of work is not done here."""
 
 
 class AuthenticationError(RequestError):

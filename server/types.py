@@ -8,10 +8,10 @@ adapter (LoRA weights) · base (the model under it).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class FinishReason(StrEnum):
@@ -21,11 +21,41 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that an assistant's turn makes. arguments: a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat. role: system, user or assistant."""
+    """One turn of a chat. role: system, user, assistant or tool.
+
+    name: of the speaker, or of the function whose result this is; templates may ignore it. tool_calls: of an
+    assistant's turn. tool_call_id: of a tool's turn.
+    """
 
     role: str
     content: str
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """How a conversation is rendered.
+
+    tools: OpenAI's tool objects, `{"type": "function", "function": {"name", "description", "parameters"}}`.
+    add_generation_prompt: open the assistant's turn. continue_final_message: leave the last turn open instead, so
+    that the answer goes on from its text.
+    """
+
+    tools: tuple[Mapping[str, Any], ...] = ()
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +149,55 @@ class AdapterHandle(Protocol):
         ...
 
 
+DEFAULT_CHAT_OPTIONS = ChatOptions()
+
+
+class Tokenizer(Protocol):
+    """A model's words: text to token ids and back, and conversations through its chat template."""
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    @property
+    def bos_token(self) -> str | None: ...
+
+    @property
+    def eos_token(self) -> str | None: ...
+
+    @property
+    def key(self) -> str:
+        """Equal only for equal vocabularies, so that what is made from one can be kept."""
+        ...
+
+    def encode_chat(
+        self, messages: Sequence[Message], options: ChatOptions = DEFAULT_CHAT_OPTIONS
+    ) -> list[int]:
+        """Token ids of the conversation. Raises ChatTemplateError if the template refuses it."""
+        ...
+
+    def render_chat(
+        self, messages: Sequence[Message], options: ChatOptions = DEFAULT_CHAT_OPTIONS
+    ) -> str:
+        """The text that encode_chat tokenises. Raises ChatTemplateError."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of plain text; words of control tokens in it become control tokens."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, control tokens included. Raises InvalidRequestError for ids that are none."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token stands for in a text; its name's bytes if it is a control token."""
+        ...
+
+    def to_json(self) -> str:
+        """The whole tokenizer in the form of tokenizer.json, for the grammar library."""
+        ...
+
+
 class ServedModel(Protocol):
     """What a `model` name of the API stands for: a base, or a base with one adapter version."""
 
@@ -131,12 +210,8 @@ class ServedModel(Protocol):
     @property
     def stop_token_ids(self) -> frozenset[int]: ...
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the conversation and the opening of the assistant's turn.
-
-        Raises ChatTemplateError if the model's template refuses the conversation.
-        """
-        ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
     def text_decoder(self) -> TextDecoder: ...
 
@@ -149,10 +224,16 @@ class ModelInfo:
     root: str
     parent: str | None
     created: int  # Unix seconds
+    digest: str | None = None  # of the weights: the base's or the adapter's
 
 
 class Catalogue(Protocol):
     """The models this server has at the moment."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the base's embedding: every token id is below it."""
+        ...
 
     @property
     def max_context(self) -> int:

@@ -7,9 +7,14 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 
-from server.api import errors
+from server.api import errors, openapi
 from server.api.guard import Guard
-from server.api.routes import make_router
+from server.api.routes.chat import chat_router
+from server.api.routes.completions import completions_router
+from server.api.routes.models import models_router
+from server.api.routes.operations import operations_router
+from server.api.routes.responses import responses_router
+from server.api.routes.tokens import tokens_router
 from server.api.service import Service
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -23,7 +28,16 @@ def create_app(
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     app = FastAPI(title="lorachat", lifespan=lifespan, docs_url=None, redoc_url=None)
-    errors.install(app)
-    app.include_router(make_router(service))
-    app.add_middleware(Guard, keys=api_keys, max_body_bytes=max_body_bytes)
+    errors.install(app, service.metrics.rejected)
+    for make_router in (
+        chat_router,
+        completions_router,
+        responses_router,
+        tokens_router,
+        models_router,
+        operations_router,
+    ):
+        app.include_router(make_router(service))
+    openapi.install(app)
+    app.add_middleware(Guard, keys=api_keys, max_body_bytes=max_body_bytes, metrics=service.metrics)
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -17,6 +18,7 @@ from server.errors import (
     EngineError,
     InvalidRequestError,
     ModelNotFoundError,
+    NotServedError,
     OverloadedError,
     ServerError,
     UnavailableError,
@@ -30,6 +32,7 @@ CLIENT_CLOSED_REQUEST = 499
 # exception -> (status, OpenAI's type, code); the first match counts, so subclasses stand first
 _TABLE: tuple[tuple[type[ServerError], int, str, str | None], ...] = (
     (ModelNotFoundError, 404, "invalid_request_error", "model_not_found"),
+    (NotServedError, 404, "invalid_request_error", "not_served"),
     (AuthenticationError, 401, "authentication_error", "invalid_api_key"),
     (BodyTooLargeError, 413, "invalid_request_error", "request_too_large"),
     (InvalidRequestError, 400, "invalid_request_error", None),
@@ -69,11 +72,15 @@ def _body(message: str, type_: str, param: str | None, code: str | None) -> dict
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the app come out in one shape, the framework's own included."""
+def install(app: FastAPI, rejected: Callable[[str | None, int], None]) -> None:
+    """Make every error of the app come out in one shape, the framework's own included.
+
+    rejected: told the code and status of each.
+    """
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
         response = error_response(error)
+        rejected(describe(error)[1]["error"]["code"], response.status_code)
         # By kind only: the sentence for the caller may quote the caller.
         log.info(
             "%s %r status=%d %s",

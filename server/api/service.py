@@ -5,19 +5,23 @@ The app answers /health from its first moment, while the model is still loading 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from server.api.metrics import Metrics
 from server.engine.engine import DEAD, Engine
 from server.errors import UnavailableError
-from server.types import Catalogue
+from server.grammar.compiler import GrammarCompiler
+from server.types import Catalogue, EngineStats
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What loading gives."""
+    """What loading gives. info: labels for lorachat_engine_info, such as kernel and weights."""
 
     engine: Engine
     catalogue: Catalogue
+    info: Mapping[str, str] | None = None
 
 
 class Service:
@@ -26,10 +30,16 @@ class Service:
     def __init__(self, *, max_choices: int, keepalive_seconds: float) -> None:
         self.max_choices = max_choices
         self.keepalive_seconds = keepalive_seconds
+        self._info: dict[str, str] = {}
+        self.metrics = Metrics(self._stats, self._info)
+        self.metrics.add_models(self._models)
         self._loaded: Loaded | None = None
+        self._grammars: GrammarCompiler | None = None
         self._load_failure: str | None = None
 
     def set_loaded(self, loaded: Loaded) -> None:
+        self._info.update(loaded.info or {})
+        self._grammars = GrammarCompiler(loaded.catalogue.vocab_size)
         self._loaded = loaded
 
     def set_failed(self, reason: str) -> None:
@@ -59,6 +69,12 @@ class Service:
     def catalogue(self) -> Catalogue:
         return self._get().catalogue
 
+    @property
+    def grammars(self) -> GrammarCompiler:
+        self._get()
+        assert self._grammars is not None, "made with what was loaded"
+        return self._grammars
+
     def default_max_tokens(self, prompt_tokens: int) -> int:
         """Without a limit of the caller's, an answer may fill what the prompt leaves."""
         return max(1, self.catalogue.max_context - prompt_tokens)
@@ -69,3 +85,14 @@ class Service:
                 "The model is still loading. Ask again in a moment, or wait for /ready."
             )
         return self._loaded
+
+    def _stats(self) -> EngineStats | None:
+        return None if self._loaded is None else self._loaded.engine.stats
+
+    def _models(self) -> list[tuple[str, str, str]]:
+        if self._loaded is None:
+            return []
+        return [
+            (info.id, info.digest or "", info.parent or "")
+            for info in self._loaded.catalogue.list()
+        ]

@@ -51,6 +51,11 @@ class LoadedModel:
         return self.tokenizer.text_decoder()
 
 
+def _info(name: str, model: LoadedModel) -> ModelInfo:
+    digest = None if model.adapter is None else model.adapter.digest
+    return ModelInfo(name, model.id, BASE_NAME, model.created, digest)
+
+
 _State = tuple[tuple[str, int, int], ...]  # path, bytes and modification time of each file
 
 
@@ -75,6 +80,7 @@ class VolumeCatalogue:
         created: int,
     ) -> None:
         self.max_context = max_context
+        self.vocab_size = base.config.vocab_size
         self.fingerprint = f"fp_{weights_digest.removeprefix('sha256:')[:12]}"
         self._base = base
         self._volume = volume
@@ -103,11 +109,15 @@ class VolumeCatalogue:
 
     def list(self) -> list[ModelInfo]:
         snapshot = self._snapshot
-        infos = [ModelInfo(BASE_NAME, self._base.id, None, self._base_model.created)]
+        infos = [
+            ModelInfo(
+                BASE_NAME, self._base.id, None, self._base_model.created, self._weights_digest
+            )
+        ]
         for name, key in sorted(snapshot.latest.items()):
-            infos.append(ModelInfo(name, key, BASE_NAME, snapshot.versions[key].created))
+            infos.append(_info(name, snapshot.versions[key]))
         for key, model in sorted(snapshot.versions.items()):
-            infos.append(ModelInfo(key, key, BASE_NAME, model.created))
+            infos.append(_info(key, model))
         return infos
 
     @property

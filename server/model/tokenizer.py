@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from server.errors import ChatTemplateError
-from server.types import Message
+from server.model.forgery import Disguise, control_tokens
+from server.model.token_bytes import token_bytes_of
+from server.tools.prompt import in_words, renders_results, renders_tools
+from server.types import DEFAULT_CHAT_OPTIONS, ChatOptions, Message
 
 # A UTF-8 character has at most four bytes, and every byte-level token carries at least one.
 MAX_HELD_TOKENS = 4
@@ -20,68 +25,125 @@ class ChatTokenizer:
     """A transformers tokenizer with the chat template to use; the template may be an adapter's own.
 
     Rendering runs in transformers' sandboxed Jinja environment. Only the template can write control tokens: the same
-    words in a message's own text are tokenised as the plain text they are, so that no text can end its turn and
-    begin another's.
+    words in a message, a tool's description or a tool's result are tokenised as the plain text they are, so that no
+    text can end its turn and begin another's. Fits Tokenizer.
     """
 
     def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._template = chat_template or _template_of(tokenizer)
-        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-        # Longest first: one may begin with another.
-        self._control_tokens = sorted(special, key=lambda token: (-len(token), token))
+        added = {t.content: t.special for t in tokenizer.added_tokens_decoder.values()}
+        self._control_tokens = control_tokens(added)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the conversation with the assistant's turn opened.
+    @property
+    def chat_template(self) -> str | None:
+        return self._template
+
+    @property
+    def bos_token(self) -> str | None:
+        return _text(self._tokenizer.bos_token)
+
+    @property
+    def eos_token(self) -> str | None:
+        return _text(self._tokenizer.eos_token)
+
+    @cached_property
+    def key(self) -> str:
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        text: str = self._tokenizer.backend_tokenizer.to_str()
+        return text
+
+    def encode_chat(
+        self, messages: Sequence[Message], options: ChatOptions = DEFAULT_CHAT_OPTIONS
+    ) -> list[int]:
+        """Ids of the conversation, by default with the assistant's turn opened.
 
         Raises ChatTemplateError if the template refuses the messages, or if there is none.
         """
-        if not self._template:
-            raise ChatTemplateError("this model has no chat template")
-        texts = "".join(m.content for m in messages)
-        forged = [token for token in self._control_tokens if token in texts]
-        if not forged:
-            return self._encode(self._render(messages))
-        # Each forged token's words pass the template as one character that no message holds.
-        unused = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in texts)
-        stand_ins = {next(unused): token for token in forged}
-        hidden = []
-        for message in messages:
-            content = message.content
-            for stand_in, token in stand_ins.items():
-                content = content.replace(token, stand_in)
-            hidden.append(Message(message.role, content))
-        ids: list[int] = []
-        for part in re.split(f"([{''.join(stand_ins)}])", self._render(hidden)):
-            token = stand_ins.get(part)
-            # In two pieces the words of a control token are not one. (The tokenizer's own switch for that is shared by
-            # all threads.)
-            ids += (
-                self._encode(part)
-                if token is None
-                else self._encode(token[0]) + self._encode(token[1:])
-            )
+        rendered, disguise = self._render(messages, options)
+        return disguise.encode(rendered, self._encode)
+
+    def render_chat(
+        self, messages: Sequence[Message], options: ChatOptions = DEFAULT_CHAT_OPTIONS
+    ) -> str:
+        """The text that encode_chat tokenises. Raises ChatTemplateError."""
+        rendered, disguise = self._render(messages, options)
+        return disguise.show(rendered)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        table = self._token_bytes
+        return table[token_id] if 0 <= token_id < len(table) else b""
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes]:
+        return token_bytes_of(self.to_json())
 
     def _encode(self, text: str) -> list[int]:
         # The template writes the special tokens itself, so the tokenizer must not add its own: one BOS, not two.
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self.encode(text, add_special_tokens=False)
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Message], options: ChatOptions) -> tuple[str, Disguise]:
+        if not self._template:
+            raise ChatTemplateError("this model has no chat template")
+        tools = list(options.tools)
+        if tools and not renders_tools(self._template):
+            messages, tools = in_words(messages, tools), []
+        elif not renders_results(self._template):
+            messages = in_words(messages, ())
+        conversation = [_template_message(message) for message in messages]
+        disguise = Disguise(self._control_tokens, (conversation, tools))
         try:
             text: str = self._tokenizer.apply_chat_template(
-                [{"role": m.role, "content": m.content} for m in messages],
+                disguise.hide(conversation),
+                tools=disguise.hide(tools) or None,
                 chat_template=self._template,
-                add_generation_prompt=True,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
                 tokenize=False,
             )
         except TemplateError as error:
-            raise ChatTemplateError(str(error)) from None
-        return text
+            raise ChatTemplateError(disguise.show(str(error))) from None
+        except (TypeError, ValueError, KeyError) as error:  # a template at odds with these messages
+            raise ChatTemplateError(disguise.show(str(error))) from None
+        return text, disguise
 
     def text_decoder(self) -> IncrementalDecoder:
         return IncrementalDecoder(self._tokenizer)
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    """The form that chat templates expect: arguments of calls as objects, absent fields left out."""
+    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        fields["name"] = message.name
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return fields
+
+
+def _text(token: object) -> str | None:
+    return None if token is None else str(token)
 
 
 def _template_of(tokenizer: Any) -> str | None:

@@ -188,6 +188,7 @@ class FakeCatalogue:
     """One model, `base`."""
 
     max_context: int = 256
+    vocab_size: int = 257
     fingerprint: str = "fp_test"
 
     def find(self, name: str) -> FakeModel:

@@ -1,0 +1,166 @@
+"""One request on its way through the engine, with all that the API counts and times about it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from server.api.service import Service
+from server.engine.generation import Generation
+from server.errors import EngineError
+from server.grammar.constraint import GrammarConstraint
+from server.types import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    ServedModel,
+    Usage,
+)
+from server.version import VERSION
+
+log = logging.getLogger("lorachat.api")
+
+
+@dataclass(slots=True)
+class Clock:
+    """Moments of one request, as time.perf_counter() gives them."""
+
+    begun: float
+    submitted: float = 0.0
+    first_token: float | None = None
+    last_token: float | None = None
+    last_of_choice: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Run:
+    """A generation and what is known of it so far. Taking an event observes it.
+
+    id: `chatcmpl-…` or the like. created: Unix seconds. constraints: made by the engine, one per choice.
+    """
+
+    service: Service
+    generation: Generation
+    request: GenerationRequest
+    clock: Clock
+    constraints: list[GrammarConstraint] = field(default_factory=list)
+    created: int = field(default_factory=lambda: int(time.time()))
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    has_failed: bool = False
+    _is_closed: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def model(self) -> str:
+        return self.request.model.id
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.service.catalogue.fingerprint, self.request.model)
+
+    @property
+    def usage(self) -> Usage:
+        """So far; completion tokens are counted as they come."""
+        return Usage(len(self.request.prompt_ids), self.completion_tokens, self.cached_tokens)
+
+    async def next_event(self) -> Event | None:
+        """The next event; None after the last. Cancelling it loses nothing."""
+        if self.has_failed or self.generation.is_finished:
+            return None
+        return self._observe(await self.generation.next_event())
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while (event := await self.next_event()) is not None:
+            yield event
+
+    def _observe(self, event: Event) -> Event:
+        if isinstance(event, Delta):
+            self._count(event.index, len(event.token_ids))
+        elif isinstance(event, Finished):
+            self._count(event.index, len(event.token_ids))
+            self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
+            self.service.metrics.finished(event)
+            if any(constraint.failure for constraint in self.constraints):
+                event = Failed(
+                    EngineError("The answer's grammar became too complex to follow. Simplify it.")
+                )
+        if isinstance(event, Failed):
+            self.has_failed = True
+        return event
+
+    def _count(self, index: int, num_tokens: int) -> None:
+        if num_tokens == 0:
+            return
+        now = time.perf_counter()
+        clock = self.clock
+        if clock.first_token is None:
+            clock.first_token = now
+        before = clock.last_of_choice.get(index)
+        if before is not None:
+            self.service.metrics.inter_token.observe(now - before)
+        clock.last_of_choice[index] = clock.last_token = now
+        self.completion_tokens += num_tokens
+
+    def close(self) -> None:
+        """Stop computing, count and log. Safe any number of times; the first one counts."""
+        self.generation.cancel()
+        if self._is_closed:
+            return
+        self._is_closed = True
+        outcome = "finished" if self.generation.is_finished else "cancelled"
+        if self.has_failed:
+            outcome = "failed"
+        now, clock = time.perf_counter(), self.clock
+        self.service.metrics.ended(self.request, outcome, clock, self.usage)
+        first = clock.first_token
+        log.info(
+            "%s model=%s prompt_tokens=%d cached_tokens=%d completion_tokens=%d outcome=%s seconds=%.3f"
+            " first_token_seconds=%s",
+            self.id,
+            self.model,
+            len(self.request.prompt_ids),
+            self.cached_tokens,
+            self.completion_tokens,
+            outcome,
+            now - clock.begun,
+            f"{first - clock.begun:.3f}" if first is not None else "-",
+        )
+
+    def timings(self) -> dict[str, float | int]:
+        """Durations in llama-server's words: milliseconds, and tokens per second."""
+        clock, usage = self.clock, self.usage
+        first = clock.first_token or time.perf_counter()
+        prompt = max(first - clock.submitted, 1e-9)
+        answer = max((clock.last_token or first) - first, 0.0)
+        drawn = max(usage.completion_tokens - self.request.n, 0)  # after the first of each choice
+        return {
+            "cache_n": usage.cached_tokens,
+            "prompt_n": usage.prompt_tokens - usage.cached_tokens,
+            "prompt_ms": round(prompt * 1e3, 3),
+            "prompt_per_second": round((usage.prompt_tokens - usage.cached_tokens) / prompt, 3),
+            "predicted_n": usage.completion_tokens,
+            "predicted_ms": round(answer * 1e3, 3),
+            "predicted_per_second": round(drawn / answer, 3) if answer > 0 else 0.0,
+        }
+
+
+def fingerprint(weights: str, model: ServedModel) -> str:
+    """Changes with the base's weights, the adapter version and the software."""
+    adapter = "" if model.adapter is None else f"{model.adapter.key}:{model.adapter.digest}"
+    digest = hashlib.sha256(f"{weights}|{adapter}|{VERSION}".encode()).hexdigest()
+    return f"fp_{digest[:12]}"
+
+
+def wire_reason(reason: FinishReason) -> str:
+    assert reason is not FinishReason.CANCELLED, "nobody reads a cancelled answer"
+    return reason.value

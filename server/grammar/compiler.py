@@ -1,0 +1,117 @@
+"""Grammars -> constraints: compiled off the event loop, within limits, and kept for the next request.
+
+The library is llguidance (docs/decisions/0009-structured-output.md). It compiles lazily: what is expensive about a
+grammar is paid in the steps that need it, and bounded there as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from server.errors import InvalidRequestError, OverloadedError
+from server.grammar.constraint import GrammarConstraint
+
+COMPILE_SECONDS = 5.0
+MAX_KEPT = 256
+# About 20 ms of lexer work and 5 ms of parser work per token at most; the library's own defaults for the rest.
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    max_lexer_states=50_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+
+
+class Vocabulary(Protocol):
+    """What the compiler needs of a tokenizer."""
+
+    @property
+    def key(self) -> str: ...
+
+    def to_json(self) -> str: ...
+
+
+class GrammarCompiler:
+    """vocab_size: rows of the model's embedding. compile() belongs to one event loop."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._tokenizers: OrderedDict[tuple[str, frozenset[int]], LLTokenizer] = OrderedDict()
+        self._matchers: OrderedDict[tuple[str, frozenset[int], str], LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+        self._slots = asyncio.Semaphore(1)  # the model needs the other cores
+
+    async def compile(
+        self, grammar: str, vocabulary: Vocabulary, end_ids: Collection[int], param: str
+    ) -> Callable[[], GrammarConstraint]:
+        """What makes the constraint of one choice.
+
+        grammar: Lark in llguidance's dialect. end_ids: allowed where the grammar is complete, and only there.
+        Raises InvalidRequestError (param) for a grammar that is wrong or too large, OverloadedError if others'
+        grammars keep the compiler busy.
+        """
+        ends = frozenset(end_ids)
+        try:
+            async with asyncio.timeout(COMPILE_SECONDS):
+                async with self._slots:
+                    matcher = await asyncio.to_thread(
+                        self._compile, grammar, vocabulary, ends, param
+                    )
+        except TimeoutError:
+            raise OverloadedError(
+                f"'{param}' could not be compiled within {COMPILE_SECONDS:g} seconds. Try again, or send a"
+                " simpler schema.",
+                retry_after=5,
+            ) from None
+        end_mask = self._end_mask(ends)
+        return lambda: GrammarConstraint(matcher.deep_copy(), end_mask)
+
+    def _compile(
+        self, grammar: str, vocabulary: Vocabulary, ends: frozenset[int], param: str
+    ) -> LLMatcher:
+        with self._lock:
+            key = (vocabulary.key, ends, grammar)
+            if key in self._matchers:
+                self._matchers.move_to_end(key)
+                return self._matchers[key]
+            matcher = LLMatcher(
+                self._tokenizer(vocabulary, ends),
+                LLMatcher.grammar_from_lark(grammar),
+                log_level=0,
+                limits=LIMITS,
+            )
+            if matcher.is_error():
+                raise InvalidRequestError(
+                    f"'{param}' cannot be followed to the letter, so it is refused: {matcher.get_error()}",
+                    param=param,
+                )
+            # The first mask finds what the constructor left for later.
+            matcher.deep_copy().compute_bitmask()
+            self._matchers[key] = matcher
+            if len(self._matchers) > MAX_KEPT:
+                self._matchers.popitem(last=False)
+            return matcher
+
+    def _tokenizer(self, vocabulary: Vocabulary, ends: frozenset[int]) -> LLTokenizer:
+        key = (vocabulary.key, ends)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = LLTokenizer(
+                vocabulary.to_json(), n_vocab=self._vocab_size, eos_token=sorted(ends)
+            )
+            if len(self._tokenizers) > 8:
+                self._tokenizers.popitem(last=False)
+        return self._tokenizers[key]
+
+    def _end_mask(self, ends: Collection[int]) -> bytes:
+        mask = bytearray(4 * (self._vocab_size // 32 + 1))
+        for token_id in ends:
+            mask[token_id >> 3] |= 1 << (token_id & 7)
+        return bytes(mask)

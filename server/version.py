@@ -1,0 +1,3 @@
+"""The version of the software. A part of every answer's system_fingerprint."""
+
+VERSION = "0.1.0"
