@@ -118,12 +118,8 @@ def main() -> int:
         f"kernel {backend.kernel}, weights {backend.weights} ({backend.weight_bytes / 1e9:.2f} GB),"
         f" {options.threads} threads, bandwidth probe {bandwidth(options.threads):.1f} GB/s\n"
     )
-    print(
-        "| rows | "
-        + " | ".join(f"{kind}, ms" for kind in kinds)
-        + " |\n|---" * (len(kinds) + 1)
-        + "|"
-    )
+    print("| rows | " + " | ".join(f"{kind}, ms" for kind in kinds) + " |")
+    print("|---" * (len(kinds) + 1) + "|")
     for rows in options.rows:
         figures = [
             decoding_ms(backend.runner, rows, k, tokens, options.steps) for k in kinds.values()
