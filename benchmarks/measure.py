@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from benchmarks.client import Target, ask, open_client
 from benchmarks.figures import Level, Turns
 from benchmarks.load import run_conversations, run_level
 from benchmarks.probe import bandwidth
-from benchmarks.process import ServerProcess, free_port
+from benchmarks.process import ServerProcess, free_port, machine_cpu_seconds
 from benchmarks.workload import BLOCK_REQUESTS, Workload
 
 QUESTIONS = (
@@ -44,7 +46,8 @@ class Run:
     """The figures of one server with one kind of models asked for. Memory in bytes, bandwidth in GB/s.
 
     kind: base, one (adapter) or eight (adapters in turn). answers: to QUESTIONS, greedy, by the kind's first model:
-    equal weights and an applied adapter show in equal answers.
+    equal weights and an applied adapter show in equal answers. others_cpu: share of the machine's processor time during
+    the load that neither the server nor the client used; with more than a few hundredths the run was disturbed.
     """
 
     server: str
@@ -60,6 +63,7 @@ class Run:
     levels: tuple[Level, ...]
     turns: Turns | None
     answers: tuple[str, ...] = ()
+    others_cpu: float | None = None
 
     @property
     def bandwidth(self) -> float:
@@ -102,7 +106,9 @@ def measure(
         for kind in kinds:
             targets = server.targets[kind]
             answers = asyncio.run(_answers(url, targets[0]))
+            clock = _Clock(process)
             levels, turns = asyncio.run(_load(url, targets, server, plan, workload))
+            others_cpu = clock.others()
             after = bandwidth(threads)
             runs.append(
                 Run(
@@ -119,10 +125,27 @@ def measure(
                     levels=tuple(levels),
                     turns=turns,
                     answers=tuple(answers),
+                    others_cpu=others_cpu,
                 )
             )
             before = after
     return runs
+
+
+class _Clock:
+    """Counts, from its making on, whose the machine's processor time was."""
+
+    def __init__(self, process: ServerProcess) -> None:
+        self._process = process
+        self._begun = time.monotonic()
+        self._foreign = self._foreign_seconds()
+
+    def others(self) -> float:
+        seconds = (time.monotonic() - self._begun) * (os.cpu_count() or 1)
+        return max(0.0, (self._foreign_seconds() - self._foreign) / seconds)
+
+    def _foreign_seconds(self) -> float:
+        return machine_cpu_seconds() - self._process.cpu_seconds() - time.process_time()
 
 
 async def _answers(url: str, target: Target) -> list[str]:

@@ -26,6 +26,7 @@ def runs_table(runs: Iterable[Run]) -> str:
     head = [
         "server", "models", "users", "tok/s", "TTFT p50 ms", "p95", "ms/token p50", "p95", "gap p99 ms",
         "requests", "tokens in + out", "GB/s",
+        "others' CPU",
     ]  # fmt: skip
     return _table(head, rows)
 
@@ -44,6 +45,7 @@ def _row(run: Run, level: Level) -> list[str]:
         f"{level.requests}" + (f" ({level.errors} failed)" if level.errors else ""),
         f"{level.prompt_tokens} + {level.output_tokens}",
         f"{run.bandwidth:.1f}",
+        "–" if run.others_cpu is None else f"{run.others_cpu:.0%}",
     ]
 
 

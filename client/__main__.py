@@ -1,4 +1,4 @@
-"""`python -m client ui | chat`: talk to a lorachat server in a browser or in a terminal."""
+"""`python -m client ui | chat | ask`: talk to a lorachat server in a browser, a terminal or a script."""
 
 import argparse
 import os
@@ -8,7 +8,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
+from client.exit_codes import EXIT_CODES
+from client.sampling import SETTINGS, change
 from client.types import Sampling
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
@@ -57,51 +60,96 @@ def build_parser() -> argparse.ArgumentParser:
         help="port to listen on, 0 for any free one (LORACHAT_CLIENT_PORT, default 7860)",
     )
 
-    defaults = Sampling()
-    chat = commands.add_parser(
+    ui.add_argument(
+        "--adapters",
+        type=Path,
+        metavar="DIR",
+        default=os.environ.get("LORACHAT_ADAPTERS") or None,
+        help="the adapter volume, only read: its losses and training reports are shown "
+        "(LORACHAT_ADAPTERS, default none)",
+    )
+    ui.add_argument(
+        "--votes",
+        type=Path,
+        metavar="FILE",
+        default=os.environ.get("LORACHAT_VOTES") or "votes.jsonl",
+        help="where votes of the Compare page are appended, as preference data "
+        "(LORACHAT_VOTES, default votes.jsonl)",
+    )
+    ui.add_argument(
+        "--login",
+        type=_login,
+        metavar="USER:PASSWORD",
+        default=os.environ.get("LORACHAT_CLIENT_LOGIN") or None,
+        help="ask visitors of the page for these; others on this machine can read flags, so rather "
+        "set the variable (LORACHAT_CLIENT_LOGIN, default none)",
+    )
+
+    answer = _answer_flags()
+    commands.add_parser(
         "chat",
-        parents=[connection],
+        parents=[connection, answer],
         help="chat in this terminal",
         description="Chat in this terminal; /help there lists the commands. With input from a "
         "pipe, each line is answered in turn and only the answers are printed.",
     )
-    chat.add_argument("--model", help="base, an adapter or NAME@VERSION (default: first adapter)")
-    chat.add_argument("--system", default="", metavar="TEXT", help="system prompt (default none)")
-    chat.add_argument(
-        "--temperature",
-        type=float,
-        default=defaults.temperature,
-        metavar="T",
-        help="0 always takes the likeliest token (default %(default)s)",
+    ask = commands.add_parser(
+        "ask",
+        parents=[connection, answer],
+        help="ask one question, for scripts",
+        description="Ask one question and print the answer.",
+        epilog=EXIT_CODES,
     )
-    chat.add_argument(
-        "--top-p",
-        type=float,
-        default=defaults.top_p,
-        metavar="P",
-        help="share of the probability that tokens are drawn from (default %(default)s)",
+    ask.add_argument(
+        "question",
+        nargs="*",
+        help="its parts are joined by blank lines; - stands for standard input, as does none",
     )
-    chat.add_argument(
-        "--max-tokens",
-        type=int,
-        default=defaults.max_tokens,
-        metavar="N",
-        help="most new tokens of an answer (default %(default)s)",
+    ask.add_argument(
+        "--json", action="store_true", help="print one JSON object with the figures, once whole"
     )
     return parser
+
+
+def _answer_flags() -> argparse.ArgumentParser:
+    """What an answer goes with: model, system prompt, and a flag for each setting."""
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--model", help="base, an adapter or NAME@VERSION (default: first adapter)")
+    flags.add_argument("--system", default="", metavar="TEXT", help="system prompt (default none)")
+    defaults = Sampling()
+    for name, setting in SETTINGS.items():
+        default = getattr(defaults, name)
+        flags.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar=name.upper(),
+            help=f"{setting.help} (default {'none' if default in (None, ()) else default})",
+        )
+    return flags
+
+
+def _sampling(options: argparse.Namespace) -> Sampling:
+    sampling = Sampling()
+    for name in SETTINGS:
+        if (text := getattr(options, name)) is not None:
+            sampling = change(sampling, name, text)
+    return sampling
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 if all went well, 1 with a sentence on standard error if not."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    match options.command:
-        case "ui":
-            return _ui(options)
-        case "chat":
-            return _chat(options)
-    parser.print_help()
-    return 0
+    if options.command == "ui":
+        return _ui(options)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        sampling = _sampling(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return _chat(options, sampling) if options.command == "chat" else _ask(options, sampling)
 
 
 def _ui(options: argparse.Namespace) -> int:
@@ -132,9 +180,11 @@ def _ui(options: argparse.Namespace) -> int:
         # After each event it would put all events of the past into a table for its monitoring page,
         # which is off.
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
-        from client.ui.web import create_app, serve
+        from client.ui.web import Options, create_app, serve
 
-        app = create_app(options.server, options.api_key)
+        app = create_app(
+            Options(options.server, options.api_key, options.adapters, options.votes, options.login)
+        )
         port = listener.getsockname()[1]
         print(f"Web client: http://{host}:{port}  (server: {options.server})", flush=True)
         with suppress(KeyboardInterrupt):
@@ -142,12 +192,37 @@ def _ui(options: argparse.Namespace) -> int:
     return 0
 
 
-def _chat(options: argparse.Namespace) -> int:
-    from client.terminal import Session, run
+def _chat(options: argparse.Namespace, sampling: Sampling) -> int:
+    from client.terminal import Session
+    from client.terminal_loop import run
 
-    sampling = Sampling(options.temperature, options.top_p, options.max_tokens)
     session = Session(model=options.model, system=options.system, sampling=sampling)
     return run(options.server, options.api_key, session)
+
+
+def _ask(options: argparse.Namespace, sampling: Sampling) -> int:
+    from client.ask import run
+
+    parts = options.question or ["-"]
+    if "-" in parts and sys.stdin.isatty() and not options.question:
+        print("Write a question, or pipe one in: python -m client ask QUESTION", file=sys.stderr)
+        return 2
+    if "-" in parts:
+        text = sys.stdin.read().strip()
+        parts = [text if part == "-" else part for part in parts]
+    question = "\n\n".join(part for part in parts if part)
+    if not question.strip():
+        print("The question is empty. Write one, or pipe one in.", file=sys.stderr)
+        return 2
+    return run(
+        options.server,
+        options.api_key,
+        question,
+        model=options.model,
+        system=options.system,
+        sampling=sampling,
+        as_json=options.json,
+    )
 
 
 def _address(text: str) -> str:
@@ -166,6 +241,13 @@ def _key(text: str) -> str:
         return normalise_key(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _login(text: str) -> tuple[str, str]:
+    user, _, password = text.partition(":")
+    if not (user and password):
+        raise argparse.ArgumentTypeError("a login has the form USER:PASSWORD, and neither is empty")
+    return user, password
 
 
 def _port(text: str) -> int:

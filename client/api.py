@@ -5,6 +5,7 @@ a repeated chat request would compute the answer twice, so that decision is the 
 """
 
 import asyncio
+import copy
 import ipaddress
 import json
 import time
@@ -39,15 +40,26 @@ class ChatClient:
     def __init__(self, server: str, api_key: str | None = None) -> None:
         self.server = normalise_address(server)
         api_key = normalise_key(api_key or "")
-        self._has_key = bool(api_key)
+        self._api_key = api_key
         self._http = httpx.AsyncClient(
             base_url=self.server,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=_TIMEOUT,
             limits=_LIMITS,
             # A proxy named in the environment cannot reach this machine's own loopback.
             trust_env=not _is_loopback(self.server),
         )
+
+    def with_key(self, api_key: str | None) -> "ChatClient":
+        """The same connections with another key; without one, this client itself.
+
+        Raises ValueError as the constructor does. Only the original needs to be closed.
+        """
+        api_key = normalise_key(api_key or "")
+        if not api_key:
+            return self
+        other = copy.copy(self)
+        other._api_key = api_key
+        return other
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,6 +88,15 @@ class ChatClient:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise wire.not_a_chat_server(self.server) from error
 
+    async def metrics(self) -> str | None:
+        """What the server measures, in Prometheus' text form; None if it has no such route."""
+        try:
+            return (await self._get("/metrics")).text
+        except ChatError as error:
+            if error.kind is ErrorKind.NOT_A_SERVER:
+                return None
+            raise
+
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Event]:
         """Ask, and give the answer as it comes: `Delta`s, then exactly one `Done`.
 
@@ -88,11 +109,14 @@ class ChatClient:
         stopwatch = _Stopwatch()
         try:
             async with self._http.stream(
-                "POST", "/v1/chat/completions", json=wire.request_body(request)
+                "POST",
+                "/v1/chat/completions",
+                json=wire.request_body(request),
+                headers=self._headers,
             ) as response:
                 if not response.is_success:
                     await response.aread()
-                    raise wire.status_error(response, request.model, self._has_key)
+                    raise wire.status_error(response, request.model, bool(self._api_key))
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     raise wire.not_a_chat_server(self.server)
                 async with aclosing(self._events(response, request.model, stopwatch)) as events:
@@ -136,13 +160,17 @@ class ChatClient:
                     yield Delta(text)
         raise _connection_ended()
 
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+
     async def _get(self, path: str) -> httpx.Response:
         try:
-            response = await self._http.get(path, timeout=_SHORT_TIMEOUT)
+            response = await self._http.get(path, timeout=_SHORT_TIMEOUT, headers=self._headers)
         except httpx.HTTPError as error:
             raise self._transport_error(error) from error
         if not response.is_success:
-            raise wire.status_error(response, None, self._has_key)
+            raise wire.status_error(response, None, bool(self._api_key))
         return response
 
     def _transport_error(self, error: httpx.HTTPError) -> ChatError:

@@ -1,14 +1,13 @@
-"""Chat in a terminal: reads lines, streams answers, obeys slash commands.
+"""Chat in a terminal: streams answers, obeys slash commands.
 
-At a terminal Ctrl-C ends the answer being written, and Ctrl-D or /exit the program. With input from
-a pipe each line is a question, and only answers go to standard output.
+With input from a pipe only answers go to standard output. Where the lines come from is not known here.
 """
 
-import asyncio
-import os
 import sys
-from contextlib import aclosing, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -16,23 +15,25 @@ from rich.text import Text
 from client.api import ChatClient
 from client.errors import ChatError, ErrorKind
 from client.figures import figures
-from client.terminal_markdown import MarkdownStream, printable
+from client.printable import printable
+from client.sampling import change, show
+from client.terminal_compare import show_side_by_side
+from client.terminal_files import as_text
+from client.terminal_markdown import MarkdownStream
 from client.types import ChatRequest, Delta, Done, Message, Sampling, default_model
 
 HELP = """\
 /model [NAME]      list the models, or ask NAME from now on
 /system [TEXT]     show the system prompt, or set it (/system - removes it)
-/set [NAME VALUE]  show the settings, or set temperature, top_p or max_tokens
+/set [NAME VALUE]  show the settings, or set one: temperature, top_p, max_tokens, top_k, min_p,
+                   repetition_penalty, seed, stop
+/compare MODEL [QUESTION]
+                   ask another model too (default: the last question), side by side
 /retry             answer the last question once more
+/undo              take back the last question and its answer
+/save [FILE]       write the conversation to a file: Markdown, or JSON if it ends in .json
 /new               forget the conversation
 /exit              leave (also Ctrl-D); Ctrl-C stops an answer"""
-
-# What /set takes: type, least and greatest value.
-_SETTINGS: dict[str, tuple[type[int] | type[float], float, float]] = {
-    "temperature": (float, 0, 2),
-    "top_p": (float, 0, 1),
-    "max_tokens": (int, 1, 1_000_000),
-}
 
 
 @dataclass(slots=True)
@@ -98,8 +99,14 @@ class Terminal:
                 self._say(f"system prompt: {self._session.system or 'none'}")
             case "/set":
                 self._set(rest)
+            case "/compare":
+                await self._compare(rest)
             case "/retry":
                 await self._retry()
+            case "/undo":
+                self._undo()
+            case "/save":
+                self._save(rest)
             case "/new":
                 self._session.messages.clear()
                 self._say("a new conversation")
@@ -113,8 +120,7 @@ class Terminal:
         done: Done | None = None
         try:
             model = await self._model()
-            system = (Message("system", session.system),) if session.system else ()
-            request = ChatRequest(model, (*system, *session.messages), session.sampling)
+            request = ChatRequest(model, (*self._system(), *session.messages), session.sampling)
             async with aclosing(self._client.stream(request)) as events:
                 with self._writer(model) as show:
                     async for event in events:
@@ -130,7 +136,7 @@ class Terminal:
             else:
                 session.messages.pop()  # a question without any answer
         if done is not None:
-            self._say(" · ".join([model, *figures(done)]))
+            self._say(" · ".join([done.model, *figures(done)]))
 
     def _writer(self, model: str) -> "MarkdownStream | PlainStream":
         return MarkdownStream(self._out, model) if self._is_interactive else PlainStream()
@@ -165,24 +171,65 @@ class Terminal:
         else:
             self._complain(f"The server has no model named “{name}”; /model lists them.")
 
+    async def _compare(self, rest: str) -> None:
+        """The question to the picked model and another; the conversation stays as it is."""
+        name, _, question = rest.partition(" ")
+        asked = self._messages_for(question.strip())
+        if not name or not asked:
+            self._complain("Say with which model and, before any question, what: /compare base Hi")
+            return
+        requests = [
+            ChatRequest(model, asked, self._session.sampling)
+            for model in (await self._model(), name)
+        ]
+        await show_side_by_side(self._out, self._client, requests)
+
+    def _messages_for(self, question: str) -> tuple[Message, ...]:
+        """What a comparison asks: the conversation up to its last question, or this one after it."""
+        messages = list(self._session.messages)
+        if question:
+            messages.append(Message("user", question))
+        else:
+            while messages and messages[-1].role != "user":
+                messages.pop()
+        return (*self._system(), *messages) if messages else ()
+
+    def _system(self) -> tuple[Message, ...]:
+        return (Message("system", self._session.system),) if self._session.system else ()
+
+    def _undo(self) -> None:
+        messages = self._session.messages
+        if not messages:
+            self._complain("There is no question yet that could be taken back.")
+            return
+        while messages.pop().role != "user":
+            pass
+        self._say("taken back")
+
+    def _save(self, rest: str) -> None:
+        if not self._session.messages:
+            self._complain("There is no conversation yet that could be saved.")
+            return
+        path = Path(rest or f"chat-{datetime.now():%Y%m%d-%H%M%S}.md").expanduser()
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(as_text(path, [*self._system(), *self._session.messages]))
+        except FileExistsError:
+            self._complain(f"{path} exists already; name another file.")
+        except OSError as error:
+            self._complain(f"{path} cannot be written: {error.strerror}; name another file.")
+        else:
+            self._say(f"saved to {path}")
+
     def _set(self, rest: str) -> None:
-        sampling = self._session.sampling
         if rest:
             name, _, value = rest.replace("=", " ", 1).partition(" ")
-            if name not in _SETTINGS:
-                self._complain(f"/set takes {', '.join(_SETTINGS)}; not “{name}”.")
-                return
-            kind, least, greatest = _SETTINGS[name]
             try:
-                number = kind(value)
-            except ValueError:
-                number = None
-            if number is None or not least <= number <= greatest:
-                noun = "a whole number" if kind is int else "a number"
-                self._complain(f"{name} is {noun} from {least:g} to {greatest:g}; not “{value}”.")
+                self._session.sampling = change(self._session.sampling, name, value.strip())
+            except ValueError as error:
+                self._complain(str(error))
                 return
-            sampling = self._session.sampling = Sampling(**{**asdict(sampling), name: number})
-        self._say("  ".join(f"{name} {getattr(sampling, name):g}" for name in _SETTINGS))
+        self._say(show(self._session.sampling))
 
     def _say(self, text: str) -> None:
         """A remark of the program, not of the model; pipes get none."""
@@ -214,59 +261,3 @@ class PlainStream:
         self._has_written = True
         sys.stdout.write(printable(text))
         sys.stdout.flush()
-
-
-def run(server: str, api_key: str | None, session: Session) -> int:
-    """Chat until the input ends; 1 if a line from a pipe could not be answered, else 0."""
-    is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    client = ChatClient(server, api_key)
-    terminal = Terminal(client, session, is_interactive)
-    # The runner turns Ctrl-C into a cancellation of what it runs, and can run again after it.
-    with asyncio.Runner() as runner:
-        try:
-            if is_interactive:
-                _chat(runner, terminal)
-                return 0
-            return _answer_lines(runner, terminal)
-        finally:
-            runner.run(client.aclose())
-
-
-def _chat(runner: asyncio.Runner, terminal: Terminal) -> None:
-    with suppress(ImportError):  # not on every platform; input() works without
-        import readline  # noqa: F401, PLC0415 - its import gives input() editing and history
-    out = Console(highlight=False)
-    try:
-        runner.run(terminal.greet())
-    except KeyboardInterrupt:
-        return
-    while True:
-        try:
-            line = input("> ")
-        except EOFError:
-            out.print()
-            return
-        except KeyboardInterrupt:
-            out.print(Text("\nCtrl-D or /exit leaves", style="dim"))
-            continue
-        try:
-            runner.run(terminal.handle(line))
-        except KeyboardInterrupt:
-            out.print(Text("stopped", style="dim"))
-        except Leave:
-            return
-
-
-def _answer_lines(runner: asyncio.Runner, terminal: Terminal) -> int:
-    try:
-        for line in sys.stdin:
-            runner.run(terminal.handle(line))
-    except Leave:
-        pass
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader has left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 1 if terminal.has_failed else 0

@@ -4,7 +4,6 @@ A paragraph, list or code block is printed for good once it is complete; only th
 is redrawn. So the text scrolls as any output does, and stays in the terminal's history once.
 """
 
-import re
 from types import TracebackType
 from typing import Self
 
@@ -14,37 +13,8 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.spinner import Spinner
 
-# Everything that moves the cursor, sets colours or titles: an answer may contain it, and must not act.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-
-
-def printable(text: str) -> str:
-    """The text without control characters, save line feeds and tabs."""
-    return _CONTROL.sub("", text)
-
-
-def complete_blocks(text: str) -> int:
-    """Length of the part of `text` that no further text can change the look of.
-
-    That is up to the last blank line outside of code that is followed by an unindented line:
-    an indented one would still belong to a list item above.
-    """
-    end = position = 0
-    fence = ""
-    is_after_blank = False
-    for line in text.splitlines(keepends=True):
-        if is_after_blank and not fence and not line[0].isspace():
-            end = position
-        if match := _FENCE.match(line):
-            marker = match[1]
-            if not fence:
-                fence = marker
-            elif marker.startswith(fence) and not line[match.end() :].strip():
-                fence = ""
-        is_after_blank = not line.strip()
-        position += len(line)
-    return end
+from client.blocks import complete_blocks
+from client.printable import printable
 
 
 class MarkdownStream:

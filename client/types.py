@@ -19,11 +19,20 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the answer is drawn. `max_tokens` counts new tokens only."""
+    """How the answer is drawn. `max_tokens` counts new tokens only.
+
+    `top_k` 0, `min_p` 0 and `repetition_penalty` 1 are off (vLLM's extensions of OpenAI's API);
+    `seed` None lets the server choose.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.95
     max_tokens: int = 512
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,7 @@ class Model:
     root: str
     parent: str | None
     max_model_len: int | None
+    digest: str | None = None
 
     @property
     def is_base(self) -> bool:

@@ -5,6 +5,7 @@ the caller turns into a `ChatError`. `status_error` tables what each status mean
 """
 
 import email.utils
+import re
 import time
 from typing import Any
 
@@ -15,22 +16,44 @@ from client.types import ChatRequest, Model, Usage
 
 
 def request_body(request: ChatRequest) -> dict[str, Any]:
-    """The body of `POST /v1/chat/completions`, streamed and with token counts."""
-    return {
+    """The body of `POST /v1/chat/completions`, streamed and with token counts.
+
+    Settings that are off are left out, so that a server without them can be asked too; one that
+    is set is sent, and such a server refuses it by name.
+    """
+    sampling = request.sampling
+    body: dict[str, Any] = {
         "model": request.model,
         "messages": [{"role": m.role, "content": m.content} for m in request.messages],
-        "temperature": request.sampling.temperature,
-        "top_p": request.sampling.top_p,
-        "max_tokens": request.sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if sampling.top_k:
+        body["top_k"] = sampling.top_k
+    if sampling.min_p:
+        body["min_p"] = sampling.min_p
+    if sampling.repetition_penalty != 1:
+        body["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    return body
 
 
 def model(entry: dict[str, Any]) -> Model:
     """One entry of the model list. Servers of other makes leave all but the id out."""
     name = str(entry["id"])
-    return Model(name, entry.get("root") or name, entry.get("parent"), entry.get("max_model_len"))
+    return Model(
+        name,
+        entry.get("root") or name,
+        entry.get("parent"),
+        entry.get("max_model_len"),
+        entry.get("digest"),
+    )
 
 
 def choice(chunk: dict[str, Any]) -> tuple[str, str | None]:
@@ -78,7 +101,7 @@ def status_error(response: httpx.Response, asked_model: str | None, has_key: boo
                 "The server does not accept this API key."
                 if has_key
                 else "The server asks for an API key.",
-                "Set LORACHAT_API_KEY (or --api-key) to one of the server's keys and start again.",
+                "Enter one of the server's keys under Settings, or set LORACHAT_API_KEY.",
             )
         case 404 if code == "model_not_found" and asked_model is not None:
             return ChatError(
@@ -90,7 +113,7 @@ def status_error(response: httpx.Response, asked_model: str | None, has_key: boo
             return ChatError(
                 ErrorKind.REFUSED,
                 _sentence(message),
-                "Start a new conversation, or ask for fewer new tokens."
+                _too_long(message)
                 if code == "context_length_exceeded"
                 else "Change the question or the settings, and send it again.",
             )
@@ -126,6 +149,14 @@ def not_a_chat_server(address: str) -> ChatError:
         f"What answers at {address} is not a chat server of the expected kind.",
         "Check the server's address (--server or LORACHAT_SERVER).",
     )
+
+
+def _too_long(message: str) -> str:
+    """What to do about a prompt that does not fit, and by how much, where OpenAI's wording tells."""
+    numbers = re.search(r"length is (\d+) tokens\D+(\d+)", message)
+    excess = int(numbers[2]) - int(numbers[1]) if numbers else 0
+    much = f"That is {excess} too many: start" if excess > 0 else "Start"
+    return f"{much} a new conversation, shorten the prompt, or ask for fewer new tokens."
 
 
 def _error_body(response: httpx.Response) -> dict[str, Any]:

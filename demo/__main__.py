@@ -94,7 +94,17 @@ def _run(cache: Path, volume: Path, *, oneshot: bool) -> None:
         logs / "server.log",
     )
     client = Program(
-        ["client", "ui", "--server", server_url, "--port", str(client_port)], logs / "client.log"
+        [
+            "client",
+            "ui",
+            "--server",
+            server_url,
+            "--port",
+            str(client_port),
+            "--adapters",
+            str(volume),
+        ],
+        logs / "client.log",
     )
     with server, client:
         server.wait_until_up(f"{server_url}/ready", 120)

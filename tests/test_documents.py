@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 PROGRAMS = ("trainer", "server", "client", "demo", "benchmarks")
-SOURCES = (".py", ".h", ".cpp")
+SOURCES = (".py", ".h", ".cpp", ".js")
 
 
 def test_the_codemap_has_every_source_file_and_no_other() -> None:

@@ -1,10 +1,16 @@
 """The trainer's command line.
 
     python -m trainer recipes
+    python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer prepare --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
+    python -m trainer evaluate --adapter ADAPTER [--base BASE] [--server URL]
+    python -m trainer export  ADAPTER [--merged DIR] [--gguf FILE] [--lora-gguf FILE]
+    python -m trainer make-shape --like llama-3.2-3b DIR
 
-Exit codes: 0 done; 3 the recipe, the data or this machine is not right (trying again will not help); 1 other.
+Exit codes: 0 done, now or by an earlier start; 3 the recipe, the data or this machine is not right (trying again will
+not help); 75 memory did not suffice (trying again with --auto-batch will); 143 ended by SIGTERM with a checkpoint saved
+and 130 by Ctrl-C (the same command goes on); 1 other.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.errors import TrainerError
+from trainer.errors import RetryableError, TrainerError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _recipes()
         if options.command == "prepare":
             return _prepare(options)
-        return _train(options, shlex.join(["python", "-m", "trainer", *given]))
+        if options.command == "plan":
+            return _plan(options)
+        if options.command == "evaluate":
+            return _evaluate(options)
+        if options.command == "export":
+            return _export(options)
+        if options.command == "make-shape":
+            return _make_shape(options)
+        return _train(options, given)
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return error.exit_code
@@ -36,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trainer: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("trainer: stopped; nothing was published", file=sys.stderr)
+        print(
+            "trainer: stopped; the same command goes on from the last checkpoint", file=sys.stderr
+        )
         return 130
 
 
@@ -47,11 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("recipes", help="list the recipes that come with the trainer")
+    plan = commands.add_parser(
+        "plan",
+        help="before a GPU is rented: steps, memory, hours on usual cards, and every trap found",
+    )
     prepare = commands.add_parser(
         "prepare", help="only read, clean, tokenise and split the data, and show what came of it"
     )
     train = commands.add_parser("train", help="train an adapter and publish it")
-    for command in (prepare, train):
+    for command in (plan, prepare, train):
         command.add_argument(
             "--recipe",
             required=True,
@@ -70,15 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="DIR",
-        help="folder of this run; must hold none yet",
+        help="folder of this run; the same command goes on with what it holds",
     )
-    train.add_argument(
-        "--adapters",
-        type=Path,
-        default=Path(os.environ.get("LORACHAT_ADAPTERS") or "adapters"),
-        metavar="DIR",
-        help="the adapter volume to publish to (default: $LORACHAT_ADAPTERS, else ./adapters)",
-    )
+    _add_volume(train, "the adapter volume to publish to")
     train.add_argument(
         "--name", metavar="NAME", help="the adapter's name on the volume (default: the name of DIR)"
     )
@@ -87,7 +101,102 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave the adapter in DIR; do not touch the volume",
     )
+    train.add_argument(
+        "--auto-batch",
+        action="store_true",
+        help="where memory does not suffice, go on from the last checkpoint with smaller forward passes; the rows of a "
+        "step stay the same",
+    )
+    evaluate = commands.add_parser(
+        "evaluate", help="base against adapter on the rows it never saw, with confidence intervals"
+    )
+    evaluate.add_argument(
+        "--adapter", required=True, metavar="ADAPTER", help="NAME or NAME@VERSION on the volume"
+    )
+    evaluate.add_argument(
+        "--base", metavar="BASE", help="folder or hub id of the float base (default: the adapter's)"
+    )
+    evaluate.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="SOURCE=FILE",
+        help="where a source of the recipe lies here",
+    )
+    evaluate.add_argument(
+        "--rows", type=int, default=100, help="held-out rows at most (default: 100)"
+    )
+    evaluate.add_argument(
+        "--answers", type=int, default=20, help="of these answered (default: 20; 0: none)"
+    )
+    evaluate.add_argument(
+        "--max-new-tokens", type=int, default=128, help="longest answer (default: 128)"
+    )
+    evaluate.add_argument(
+        "--server", metavar="URL", help="ask a running server (default: answer in this process)"
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
+    _add_volume(evaluate, "the adapter volume")
+    export = commands.add_parser(
+        "export", help="write an adapter merged into its base, or as GGUF, for other programs"
+    )
+    export.add_argument(
+        "adapter", metavar="ADAPTER", help="a folder, or NAME or NAME@VERSION on the volume"
+    )
+    export.add_argument(
+        "--base", metavar="BASE", help="folder or hub id of the float base (default: the adapter's)"
+    )
+    export.add_argument(
+        "--merged", type=Path, metavar="DIR", help="a whole model for transformers (safetensors)"
+    )
+    export.add_argument("--gguf", type=Path, metavar="FILE", help="a whole model for llama.cpp")
+    export.add_argument(
+        "--lora-gguf", type=Path, metavar="FILE", help="the adapter alone for llama.cpp"
+    )
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of the merged weights",
+    )
+    _add_volume(export, "the adapter volume")
+    shape = commands.add_parser(
+        "make-shape",
+        help="write a model of a known architecture with random weights, to try a recipe on",
+    )
+    shape.add_argument(
+        "--like", required=True, metavar="NAME", help="llama-3.2-3b, llama-3.2-1b or tiny"
+    )
+    shape.add_argument("folder", type=Path, metavar="DIR", help="folder to write; must not exist")
+    shape.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="a text whose words the tokenizer learns (default: none)",
+    )
+    shape.add_argument("--seed", type=int, default=3407, help="of the weights (default: 3407)")
     return parser
+
+
+def _add_volume(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument(
+        "--adapters",
+        type=Path,
+        default=Path(os.environ.get("LORACHAT_ADAPTERS") or "adapters"),
+        metavar="DIR",
+        help=f"{what} (default: $LORACHAT_ADAPTERS, else ./adapters)",
+    )
+
+
+def _make_shape(options: argparse.Namespace) -> int:
+    from trainer.environment import hush_libraries, prepare_environment
+    from trainer.shape import make_shape
+
+    prepare_environment(needs_hub=False)
+    hush_libraries()
+    count = make_shape(options.like, options.folder, text=options.text, seed=options.seed)
+    print(f"{options.folder}: {count:,} random parameters shaped like {options.like}")
+    return 0
 
 
 def _recipes() -> int:
@@ -97,6 +206,83 @@ def _recipes() -> int:
         recipe = load_recipe(name)
         where = "CUDA GPU" if recipe.cuda_needs() else "any machine"
         print(f"{name:28} {where:12} {recipe.description}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from trainer.adapters import find_adapter
+    from trainer.environment import hush_libraries, prepare_environment
+    from trainer.errors import ConfigError
+    from trainer.evaluate import evaluate, recipe_of, write_scores
+    from trainer.progress import terminal
+    from trainer.request import needs_hub
+
+    adapter = find_adapter(options.adapter, options.adapters)
+    pairs = [item.partition("=") for item in options.data]
+    if any(not location for _, _, location in pairs):
+        raise ConfigError("--data is not of the form SOURCE=FILE.")
+    places = {name: location for name, _, location in pairs}
+    recipe = recipe_of(adapter, options.base or adapter.base_id, places)
+    prepare_environment(needs_hub=needs_hub(recipe))
+    hush_libraries()
+    with terminal() as reporter:
+        scores = evaluate(
+            adapter,
+            recipe,
+            reporter,
+            rows=options.rows,
+            answers=options.answers,
+            max_new_tokens=options.max_new_tokens,
+            server=options.server,
+        )
+    for score in scores:
+        print(
+            f"{score.name}: base {score.base:.3f}, tuned {score.tuned:.3f}; difference "
+            f"{score.tuned - score.base:+.3f} (95 % between {score.low:+.3f} and {score.high:+.3f}, "
+            f"{score.rows} rows): {score.verdict}"
+        )
+    if options.json is not None:
+        write_scores(options.json, adapter, scores)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from trainer.adapters import find_adapter
+    from trainer.environment import hush_libraries, prepare_environment
+    from trainer.errors import ConfigError
+    from trainer.progress import terminal
+
+    targets = {"merged": options.merged, "gguf": options.gguf, "lora_gguf": options.lora_gguf}
+    if not any(targets.values()):
+        raise ConfigError("Nothing to export: give --merged, --gguf or --lora-gguf.")
+    adapter = find_adapter(options.adapter, options.adapters)
+    base = options.base or adapter.base_id
+    prepare_environment(needs_hub=not Path(base).is_dir())
+
+    from trainer.export import export
+
+    hush_libraries()
+    with terminal() as reporter:
+        export(adapter, base, reporter, dtype=options.dtype, **targets)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from trainer.environment import hush_libraries, prepare_environment
+    from trainer.progress import terminal
+    from trainer.recipe_file import load_recipe
+    from trainer.request import needs_hub
+
+    recipe = load_recipe(options.recipe, options.set)
+    prepare_environment(needs_hub=needs_hub(recipe))
+
+    from trainer.plan import make_plan
+    from trainer.show_plan import show_plan
+
+    hush_libraries()
+    with terminal() as reporter:
+        plan = make_plan(recipe, reporter)
+    show_plan(recipe, plan)
     return 0
 
 
@@ -119,7 +305,9 @@ def _prepare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, command: str) -> int:
+def _train(options: argparse.Namespace, given: list[str]) -> int:
+    from trainer.outcome import earlier_outcome
+    from trainer.processes import is_main, process_count
     from trainer.progress import terminal
     from trainer.recipe_file import load_recipe
     from trainer.request import RunRequest
@@ -130,13 +318,31 @@ def _train(options: argparse.Namespace, command: str) -> int:
         output=options.output,
         name=options.name or options.output.resolve().name,
         adapters=None if options.no_publish else options.adapters,
-        command=command,
+        command=shlex.join(["python", "-m", "trainer", *given]),
     )
-    with terminal() as reporter:
-        result = run(request, reporter)
-    print(summary(result.record))
-    print(f"report: {result.report / 'report.html'}")
-    print(f"adapter: {result.published or result.adapter}")
+    if outcome := earlier_outcome(request):
+        if is_main():
+            print(f"already complete\n{outcome.summary}\nreport: {outcome.report}/report.html")
+            print(f"adapter: {outcome.published or outcome.adapter}")
+        return 0
+    try:
+        with terminal() as reporter:
+            result = run(request, reporter)
+    except RetryableError as error:
+        if not options.auto_batch:
+            raise
+        from trainer.auto_batch import halve_passes
+
+        change = halve_passes(request.recipe, request.output)
+        print(f"trainer: memory does not suffice; {change}, and on", file=sys.stderr, flush=True)
+        if process_count() > 1:  # the launcher starts all of them again
+            return error.exit_code
+        # A new process: what the libraries hold of the failed one's memory goes with it.
+        os.execv(sys.executable, [sys.executable, "-m", "trainer", *given])
+    if result is not None:
+        print(summary(result.record))
+        print(f"report: {result.report / 'report.html'}")
+        print(f"adapter: {result.published or result.adapter}")
     return 0
 
 

@@ -27,8 +27,8 @@ def answer_prompts(
         for prompt in config.prompts:
             ids = template.prompt_ids([{"role": "user", "content": prompt}])
             with model.disable_adapter():
-                base = _greedy(model, ids, config.max_new_tokens, stop_token_ids, template)
-            tuned = _greedy(model, ids, config.max_new_tokens, stop_token_ids, template)
+                base = greedy(model, ids, config.max_new_tokens, stop_token_ids, template)
+            tuned = greedy(model, ids, config.max_new_tokens, stop_token_ids, template)
             answers.append(
                 Answer(
                     prompt=prompt,
@@ -44,7 +44,7 @@ def answer_prompts(
     return tuple(answers)
 
 
-def _greedy(
+def greedy(
     model: Any,
     prompt_ids: list[int],
     max_new_tokens: int,

@@ -165,6 +165,22 @@ class TrainingConfig(Section):
     )
     per_device_train_batch_size: Count = Field(default=4, description="Rows per forward pass.")
     gradient_accumulation_steps: Count = Field(default=4, description="Forward passes per step.")
+    padding_free: Literal["never", "auto", "always"] = Field(
+        default="never",
+        description="Lay the rows of a step end to end in as few forward passes as max_pass_tokens allows, instead of "
+        "padding them batch by batch. The loss is the same. auto: on a GPU whose variable-length attention passes a "
+        "check, with the peft backend; elsewhere rows are padded, and the run says so. always: refused there, but for "
+        "a CPU, which computes it by a mask.",
+    )
+    max_pass_tokens: Count = Field(
+        default=8192,
+        description="Most tokens of a forward pass with padding_free: bounds the memory.",
+    )
+    cuda_graphs: Flag = Field(
+        default=True,
+        description="Replay each shape of a padding-free pass as one CUDA graph (bfloat16, no dropout): without, the "
+        "processor is the bottleneck.",
+    )
     max_steps: Count = Field(default=40, description="Optimiser steps of the run.")
     learning_rate: Annotated[float, Field(strict=True, gt=0)] = Field(
         default=2e-4, description="Peak learning rate."
@@ -175,9 +191,10 @@ class TrainingConfig(Section):
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = Field(
         default="linear", description="Course of the learning rate after the warm-up."
     )
-    optim: Literal["adamw_8bit", "adamw_torch"] = Field(
+    optim: Literal["adamw_8bit", "adamw_torch", "adamw_torch_fused"] = Field(
         default="adamw_torch",
-        description="adamw_8bit: optimiser states in 8 bits (bitsandbytes); needs a CUDA GPU.",
+        description="adamw_8bit: optimiser states in 8 bits (bitsandbytes); needs a CUDA GPU. adamw_torch_fused: all "
+        "tensors in one launch.",
     )
     weight_decay: Annotated[float, Field(strict=True, ge=0)] = Field(
         default=0.01, description="Decay of the adapter's weights."
@@ -191,6 +208,22 @@ class TrainingConfig(Section):
     )
     logging_steps: Count = Field(
         default=10, description="Steps between two logged training losses."
+    )
+    save_steps: Count = Field(
+        default=20,
+        description="Steps between two checkpoints; the last two are kept, and removed when the run is complete.",
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        description="The adapter that is published: after the last step, or where the validation curve was lowest.",
+    )
+    early_stopping_patience: Count | None = Field(
+        default=None,
+        description="Evaluations without a new lowest validation loss after which the run ends; null: it never does.",
+    )
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        default=(),
+        description="Experiment trackers to log to; each needs its package, and all but tensorboard a service.",
     )
     seed: Index = Field(
         default=3407, description="Seed of the adapter's start and the order of the rows."
@@ -210,6 +243,11 @@ class EvaluationConfig(Section):
         "are evaluated at the end, base against tuned.",
     )
     batch_size: Count = Field(default=4, description="Rows per forward pass of an evaluation.")
+    float_base_rows: Index = Field(
+        default=0,
+        description="Held-out rows that are evaluated on the float32 base too, the one the adapter is served on, where "
+        "it was trained on a 4-bit one. Needs the float weights and 13 GB for a 3B model; 0: none.",
+    )
 
 
 class AnswersConfig(Section):

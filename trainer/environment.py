@@ -19,6 +19,7 @@ LIBRARIES = (
     "tokenizers",
     "bitsandbytes",
     "unsloth",
+    "liger-kernel",
 )
 
 

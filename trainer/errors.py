@@ -3,6 +3,8 @@
     TrainerError
     |-- ConfigError     the recipe, the flags or this machine do not fit together   exit code 3
     |-- DataError       a data source is missing, unreadable or unusable            exit code 3
+    |-- RetryableError  the machine gave out (memory); a checkpoint is kept         exit code 75
+    |-- Interrupted     SIGTERM; a checkpoint was saved                             exit code 143
     `-- TrainingError   the run itself went wrong (a loss that is not a number)     exit code 1
 
 Every message is one sentence or two: what is wrong, and what to do about it.
@@ -27,6 +29,18 @@ class DataError(TrainerError):
     """A data source is missing, unreadable or unusable."""
 
     exit_code = 3
+
+
+class RetryableError(TrainerError):
+    """The machine gave out; the same command goes on from the last checkpoint."""
+
+    exit_code = 75  # EX_TEMPFAIL
+
+
+class Interrupted(TrainerError):
+    """Told to stop by SIGTERM, with a checkpoint saved; the same command goes on from it."""
+
+    exit_code = 143  # 128 + SIGTERM
 
 
 class TrainingError(TrainerError):

@@ -17,6 +17,7 @@ from torch.nn import functional
 from trainer.backends.base import Backend
 from trainer.dataset import Row
 from trainer.machine import DType
+from trainer.record import SourceLoss
 from trainer.template import IGNORED
 
 # Positions of one forward pass, padding included: bounds the logits, (positions, vocabulary).
@@ -128,6 +129,16 @@ class LossMeter:
         if self._dtype == "float32":
             return nullcontext()
         return torch.autocast(device, dtype=getattr(torch, self._dtype))
+
+
+def compare(base: dict[str, LossSum], tuned: dict[str, LossSum]) -> tuple[SourceLoss, ...]:
+    """The losses of each source in order of name, then those of all together as "all"."""
+    pairs = [(name, base[name], tuned[name]) for name in sorted(tuned)]
+    pairs.append(("all", total(base), total(tuned)))
+    return tuple(
+        SourceLoss(name, before.mean, after.mean, after.rows, after.tokens)
+        for name, before, after in pairs
+    )
 
 
 def total(sums: dict[str, LossSum]) -> LossSum:

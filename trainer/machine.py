@@ -5,6 +5,7 @@ It knows nothing about recipes beyond the compute type asked for.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -15,6 +16,7 @@ from typing import Literal
 import torch
 
 from trainer.errors import ConfigError
+from trainer.processes import local_rank, process_count
 from trainer.record import Memory
 
 GB = 1e9
@@ -30,6 +32,7 @@ class Machine:
     device: Literal["cuda", "cpu"]
     name: str
     capability: tuple[int, int] | None = None
+    index: int = 0  # of the GPU
 
     @property
     def has_cuda(self) -> bool:
@@ -38,9 +41,17 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The first CUDA GPU that torch can use, else the CPU."""
+    """The first CUDA GPU that torch can use (of several processes each has its own), else the CPU."""
     if torch.cuda.is_available():
-        return Machine("cuda", torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0))
+        index = local_rank() if process_count() > 1 else 0
+        if index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"Process {index} of this machine has no GPU: there are {torch.cuda.device_count()}. Start no more "
+                "processes than GPUs."
+            )
+        torch.cuda.set_device(index)
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        return Machine("cuda", name, capability, index)
     return Machine("cpu", f"CPU ({torch.get_num_threads()} threads)")
 
 
@@ -60,6 +71,13 @@ def compute_dtype(asked: str, machine: Machine) -> DType:
     if asked == "bfloat16" or (asked == "auto" and has_bfloat16):
         return "bfloat16"
     return "float32" if asked == "float32" else "float16"
+
+
+def free_memory(machine: Machine) -> None:
+    """Give the device memory of objects that nobody holds any more back to the system."""
+    gc.collect()
+    if machine.has_cuda:
+        torch.cuda.empty_cache()
 
 
 class MemoryMeter:
@@ -98,7 +116,7 @@ class MemoryMeter:
 
     def _total(self) -> float:
         if self._machine.has_cuda:
-            return torch.cuda.get_device_properties(0).total_memory / GB
+            return torch.cuda.get_device_properties().total_memory / GB
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
             try:

@@ -8,6 +8,7 @@ publish clears away.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,6 +86,18 @@ def publish(
             f"({error.strerror}); publish again, or point the link at {version} by hand."
         ) from error
     return final
+
+
+def published_already(adapter_folder: Path, name: str, volume: Path) -> Path | None:
+    """The latest version of `name` if it holds exactly this adapter: a job may be killed right after publishing."""
+    latest = volume / name / "latest"
+    try:
+        known = json.loads((latest / "manifest.json").read_bytes())["files"][ADAPTER_WEIGHTS]
+        with (adapter_folder / ADAPTER_WEIGHTS).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return latest.resolve() if known.get("sha256") == digest else None
 
 
 def _check_record(record: RunRecord) -> None:

@@ -59,6 +59,19 @@ class SourceLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatBaseLoss:
+    """Held-out losses (nats) of the same rows on the quantised base trained on and on the float32 base served on."""
+
+    source: str
+    base_quantised: float
+    base_float: float
+    tuned_quantised: float
+    tuned_float: float
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One fixed prompt answered greedily by base and tuned model. finish: "stop" or "length"."""
 
@@ -135,3 +148,4 @@ class RunRecord:
     answers: tuple[Answer, ...]
     masked_samples: tuple[MaskedSample, ...]
     warnings: tuple[str, ...] = field(default=())
+    float_losses: tuple[FloatBaseLoss, ...] = field(default=())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +26,6 @@ def check_request(request: RunRequest) -> None:
     """Make the output folder. Raises ConfigError if the request cannot be carried out."""
     if problem := name_problem(request.name):
         raise ConfigError(f"--name {problem}")
-    if (request.output / "adapter").exists():
-        raise ConfigError(f"{request.output} holds a run already; choose another --output.")
     if Path(request.recipe.model.base).is_dir() and request.recipe.model.base_id is None:
         raise ConfigError(
             "model.base is a folder, whose path means nothing elsewhere; name the model with --set model.base_id=ID."
@@ -38,8 +35,6 @@ def check_request(request: RunRequest) -> None:
             f"{request.recipe.base_id} is a quantised copy; the adapter must name the float base it is served on. "
             "Set model.base_id to it."
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("Several processes were started; this trainer runs in one, on one GPU.")
     try:
         request.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

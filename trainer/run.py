@@ -6,31 +6,37 @@ Libraries are imported inside the functions: the backend decides what must be im
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.auto_batch import pass_setting, with_smaller_passes
+from trainer.checkpoints import newest_sealed, remove_broken, step_of
 from trainer.config import Recipe
 from trainer.environment import hush_libraries, prepare_environment, versions
-from trainer.errors import TrainingError
+from trainer.errors import ConfigError, Interrupted, RetryableError, TrainingError
 from trainer.hub import commit_of
+from trainer.identity import check_identity, data_fingerprint, recipe_facts, text_fingerprint
+from trainer.outcome import Outcome, earlier_outcome, write_outcome
+from trainer.output_lock import output_lock
+from trainer.processes import is_main, process_count
 from trainer.progress import Reporter, Silent
 from trainer.recipe_file import dump_recipe
-from trainer.record import BaseModel, HistoryPoint, RunRecord, SourceLoss
+from trainer.record import BaseModel, FloatBaseLoss, HistoryPoint, RunRecord, SourceLoss
 from trainer.request import RunRequest, check_request, needs_hub
 
 if TYPE_CHECKING:
     from trainer.backends.base import Backend, LoadedModel
     from trainer.dataset import PreparedData
-    from trainer.losses import LossSum
     from trainer.template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What came out."""
+    """What came out. Of several processes the main one has it."""
 
     record: RunRecord
     adapter: Path
@@ -38,29 +44,48 @@ class RunResult:
     published: Path | None
 
 
-def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult:
-    """Train, evaluate, save, report and publish.
+def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult | None:
+    """Train, evaluate, save, report and publish; go on where an earlier start with the same request was ended.
 
-    Writes OUTPUT/adapter, OUTPUT/report and OUTPUT/recipe.yaml. Raises ConfigError or DataError before the first
-    step, TrainingError if the losses are not numbers, memory does not suffice or publishing fails.
+    Writes OUTPUT/adapter, OUTPUT/report, OUTPUT/recipe.yaml and, last, OUTPUT/complete.json. None in all processes but
+    the main one. Raises ConfigError or DataError before the first step; Interrupted after SIGTERM, with a checkpoint
+    saved; RetryableError if memory does not suffice; TrainingError if the losses are not numbers or publishing fails.
     """
     began, started = time.monotonic(), datetime.now(UTC)
-    say = reporter or Silent()
-    recipe = request.recipe
+    say = (reporter or Silent()) if is_main() else Silent()
     check_request(request)
-    prepare_environment(needs_hub=needs_hub(recipe))
+    if earlier_outcome(request) is not None:
+        raise ConfigError(
+            f"{request.output} holds a complete run already; choose another --output."
+        )
+    with output_lock(request.output):
+        return _locked_run(request, began, started, say)
+
+
+def _locked_run(
+    request: RunRequest, began: float, started: datetime, say: Reporter
+) -> RunResult | None:
+    prepare_environment(needs_hub=needs_hub(request.recipe))
 
     import torch  # noqa: PLC0415 (after the environment is set)
 
     from trainer.backends.select import select_backend  # noqa: PLC0415
-    from trainer.machine import MemoryMeter, this_machine  # noqa: PLC0415
+    from trainer.float_base import float_base_losses, float_rows  # noqa: PLC0415
+    from trainer.machine import MemoryMeter, free_memory, this_machine  # noqa: PLC0415
+    from trainer.padding_free import padding_free_problem  # noqa: PLC0415
 
+    recipe = with_smaller_passes(request.recipe, request.output)
     machine = this_machine()
     backend = select_backend(recipe, machine)
     backend.activate()
     memory = MemoryMeter(machine)
     hush_libraries()
     warnings = list(recipe.advice())
+    asked = machine.has_cuda and recipe.training.padding_free == "auto"
+    if asked and (problem := padding_free_problem(machine)):
+        warnings.append(
+            f"training.padding_free: rows are padded, which is slower, since {problem}."
+        )
     for warning in warnings:
         say.warn(warning)
 
@@ -72,21 +97,54 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult:
     say.say(f"Loading the base model ({backend.name} on {machine.name})")
     loaded = backend.load(recipe, machine)
     base = _base(recipe, loaded)  # before the training: what it finds wrong must not cost a run
+    if is_main():
+        check_identity(
+            request.output,
+            recipe_facts(recipe)
+            | {
+                "data": data_fingerprint(data.epoch),
+                "template": text_fingerprint(template.text),
+                "base weights": base.weights_digest or f"{base.trained_on_id} {base.revision}",
+                "backend": backend.name,
+                "compute type": loaded.dtype,
+                "processes": str(process_count()),
+            },
+        )
     memory.mark_start()
     stop_token_ids = template.stop_token_ids(loaded.model.generation_config.eos_token_id)
     try:
-        fitted, losses, answers = _train_and_judge(
+        judged = _train_and_judge(
             recipe, machine, backend, loaded, template, data, stop_token_ids, request.output, say
         )
     except torch.cuda.OutOfMemoryError as error:
-        raise TrainingError(
-            f"The memory of {machine.name} ({memory.read().total_gb:.0f} GB) does not suffice. Lower "
-            "training.per_device_train_batch_size and raise training.gradient_accumulation_steps by the same factor, "
-            "or lower model.max_seq_length."
+        raise RetryableError(
+            f"The memory of {machine.name} ({memory.read().total_gb:.0f} GB) does not suffice. Start again with "
+            "--auto-batch, which makes the forward passes smaller and keeps the rows of a step, or lower "
+            f"{pass_setting(recipe)} yourself; the run goes on from its last checkpoint."
         ) from error
+    if judged is None:
+        return None
+    fitted, losses, answers, quantised = judged
     trainable, parameters = loaded.model.get_nb_trainable_parameters()
     adapter = request.output / "adapter"
     _save(loaded, template, adapter)
+    peak = memory.read()
+    float_losses: tuple[FloatBaseLoss, ...] = ()
+    if quantised is not None:
+        say.say("Measuring the losses on the float32 base, which the adapter is served on")
+        loaded = replace(loaded, model=None)
+        free_memory(machine)
+        where = recipe.model.base if loaded.float_folder else recipe.base_id
+        float_losses, problem = float_base_losses(
+            where,
+            adapter,
+            float_rows(data, recipe.evaluation.float_base_rows, recipe.data.seed),
+            template.tokenizer.pad_token_id,
+            quantised,
+        )
+        if problem:
+            warnings.append(problem)
+            say.warn(problem)
     record = RunRecord(
         name=request.name,
         backend=backend.name,
@@ -100,11 +158,15 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult:
         tokens_per_second=fitted.tokens_seen / fitted.seconds if fitted.seconds else 0.0,
         final_train_loss=_final_train_loss(fitted.history),
         base=base,
-        memory=memory.read(),
+        memory=peak,
         trainable_parameters=trainable,
         total_parameters=parameters,
         recipe=recipe.model_dump(mode="json"),
-        resolved_arguments={"dtype": loaded.dtype, **fitted.resolved_arguments},
+        resolved_arguments={
+            "dtype": loaded.dtype,
+            "padding_free": loaded.padding_free,
+            **fitted.resolved_arguments,
+        },
         versions=versions(),
         stop_token_ids=stop_token_ids,
         sources=data.counts,
@@ -113,6 +175,7 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult:
         answers=answers,
         masked_samples=data.samples,
         warnings=tuple(warnings),
+        float_losses=float_losses,
     )
     return _conclude(request, record, adapter, began, say)
 
@@ -127,17 +190,21 @@ def _train_and_judge(
     stop_token_ids: tuple[int, ...],
     output: Path,
     say: Reporter,
-) -> tuple[Any, tuple[SourceLoss, ...], tuple[Any, ...]]:
+) -> tuple[Any, tuple[SourceLoss, ...], tuple[Any, ...], Any] | None:
+    """None in all processes but the main one: their work is done with the last step."""
     from trainer.answers import answer_prompts  # noqa: PLC0415
     from trainer.dataset import curve_rows  # noqa: PLC0415
     from trainer.fit import fit  # noqa: PLC0415
-    from trainer.losses import LossMeter, total  # noqa: PLC0415
+    from trainer.float_base import float_rows, measure_both  # noqa: PLC0415
+    from trainer.losses import LossMeter, compare, total  # noqa: PLC0415
 
     pad_token_id = template.tokenizer.pad_token_id
     meter = LossMeter(
         backend, loaded.model, loaded.dtype, pad_token_id, recipe.evaluation.batch_size
     )
     curve = curve_rows(data, recipe.data, recipe.evaluation.curve_rows)
+    checkpoints = output / "checkpoints"
+    _tell_resume(checkpoints, say)
     fitted = fit(
         recipe,
         machine,
@@ -145,11 +212,19 @@ def _train_and_judge(
         loaded,
         template.tokenizer,
         data.epoch,
-        output,
+        checkpoints,
         lambda: total(meter.measure(curve)).mean,
         say.bar("Training", recipe.training.max_steps),
+        say,
     )
     _check_finite(fitted.history)
+    if not fitted.is_complete:
+        raise Interrupted(
+            f"stopped by SIGTERM after step {fitted.steps} of {recipe.training.max_steps}, with a checkpoint saved; "
+            "the same command goes on from it"
+        )
+    if not is_main():
+        return None
     say.say(f"Measuring the losses of {len(data.test)} held-out rows, base and tuned")
     tuned = meter.measure(data.test)
     with loaded.model.disable_adapter():
@@ -158,21 +233,20 @@ def _train_and_judge(
     answers = answer_prompts(
         recipe.answers, backend, loaded.model, template, stop_token_ids, bar.advance
     )
-    return fitted, _source_losses(base, tuned), answers
+    quantised = None
+    if loaded.quantization and recipe.evaluation.float_base_rows:
+        rows = float_rows(data, recipe.evaluation.float_base_rows, recipe.data.seed)
+        quantised = measure_both(meter, loaded.model, rows)
+    return fitted, compare(base, tuned), answers, quantised
 
 
-def _source_losses(base: dict[str, LossSum], tuned: dict[str, LossSum]) -> tuple[SourceLoss, ...]:
-    from trainer.losses import total  # noqa: PLC0415
-
-    losses = [
-        SourceLoss(name, base[name].mean, tuned[name].mean, tuned[name].rows, tuned[name].tokens)
-        for name in sorted(tuned)
-    ]
-    all_base, all_tuned = total(base), total(tuned)
-    losses.append(
-        SourceLoss("all", all_base.mean, all_tuned.mean, all_tuned.rows, all_tuned.tokens)
-    )
-    return tuple(losses)
+def _tell_resume(checkpoints: Path, say: Reporter) -> None:
+    if not is_main():
+        return
+    for broken in remove_broken(checkpoints):
+        say.warn(f"{broken.name} is not whole (the run was killed as it was written); removed.")
+    if checkpoint := newest_sealed(checkpoints):
+        say.say(f"Going on after step {step_of(checkpoint)}, from {checkpoint}")
 
 
 def _check_finite(history: tuple[HistoryPoint, ...]) -> None:
@@ -213,17 +287,21 @@ def _base(recipe: Recipe, loaded: LoadedModel) -> BaseModel:
 
 
 def _save(loaded: LoadedModel, template: ChatTemplate, folder: Path) -> None:
-    """The adapter, its tokenizer and its frozen template."""
+    """The adapter, its tokenizer and its frozen template: all of it, or nothing under this name."""
+    staging = folder.with_name(f".tmp-{folder.name}")
+    for left in (staging, folder):  # by an earlier start that was killed after its last step
+        shutil.rmtree(left, ignore_errors=True)
     # save_embedding_layers: the default asks the hub whether the vocabulary has grown.
-    loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    template.tokenizer.save_pretrained(folder)
+    loaded.model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
+    template.tokenizer.save_pretrained(staging)
+    staging.rename(folder)
 
 
 def _conclude(
     request: RunRequest, record: RunRecord, adapter: Path, began: float, say: Reporter
 ) -> RunResult:
     """Report and publish."""
-    from trainer.publish import PublishError, publish  # noqa: PLC0415
+    from trainer.publish import PublishError, publish, published_already  # noqa: PLC0415
     from trainer.report import write_report  # noqa: PLC0415
 
     (request.output / "recipe.yaml").write_text(dump_recipe(request.recipe), encoding="utf-8")
@@ -234,10 +312,22 @@ def _conclude(
     published = None
     if request.adapters is not None:
         try:
-            published = publish(adapter, record, report, request.adapters)
+            published = published_already(adapter, record.name, request.adapters)
+            published = published or publish(adapter, record, report, request.adapters)
         except PublishError as error:
             raise TrainingError(f"{error} The adapter is whole in {adapter}.") from error
         say.say(f"Published: {published}")
+    write_outcome(
+        request.output,
+        Outcome(
+            record.name,
+            summary(record),
+            str(adapter),
+            str(report),
+            str(published) if published else None,
+        ),
+    )
+    shutil.rmtree(request.output / "checkpoints", ignore_errors=True)  # their use is over
     return RunResult(record, adapter, report, published)
 
 

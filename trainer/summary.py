@@ -79,6 +79,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "–"
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with a real minus sign: "−0.074"."""
+    return f"{value:+.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
 def signed_percent(ratio: float) -> str:
     """A change as a whole percentage with a real minus sign: "−72 %"."""
     if not math.isfinite(ratio):

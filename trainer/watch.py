@@ -1,35 +1,68 @@
-"""Watches the optimisation: collects its history, draws the validation curve, moves the bar.
+"""Watches the optimisation: collects its history, draws the validation curve, moves the bar, seals checkpoints, and
+ends it early where that is wanted.
 
 Imports transformers at its top, so import it only after a backend's `activate`.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import distributed
 from transformers import TrainerCallback
 
+from trainer.checkpoints import seal
 from trainer.config import Recipe
+from trainer.interruption import StopRequest
+from trainer.processes import is_main, process_count
 from trainer.progress import Bar
 from trainer.record import HistoryPoint
 
+HISTORY = "history.json"  # in a checkpoint
+
 
 class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Collects the history, draws the validation curve and moves the bar."""
+    """One per training. `resume` before it goes on from a checkpoint."""
 
-    def __init__(self, recipe: Recipe, curve_loss: Callable[[], float], bar: Bar) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        curve_loss: Callable[[], float],
+        bar: Bar,
+        stop: StopRequest,
+        steps_per_epoch: float,
+    ) -> None:
         self._every = recipe.evaluation.eval_steps
         self._last = recipe.training.max_steps
+        self._patience = recipe.training.early_stopping_patience
         self._curve_loss = curve_loss
         self._bar = bar
+        self._stop = stop
+        self._steps_per_epoch = steps_per_epoch
         self._points: dict[int, dict[str, float]] = {}
         self._began = 0.0
-        self._paused = 0.0  # seconds spent in evaluations
+        self._before = 0.0  # training seconds before the checkpoint that was resumed
+        self._paused = 0.0  # seconds spent in evaluations and checkpoints
         self._rate = 0.0
         self._logged = (0.0, 0)  # training seconds and tokens at the last log
         self.train_seconds = 0.0
+        self.on_best: Callable[[], None] | None = None
+        self.stopped_early = False
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on with the history of a checkpoint. Raises OSError, ValueError."""
+        kept = json.loads((checkpoint / HISTORY).read_bytes())
+        self._points = {int(step): values for step, values in kept["points"].items()}
+        self._before = self.train_seconds = kept["train_seconds"]
+        self._logged = (kept["logged"][0], kept["logged"][1])
+        self.stopped_early = kept["stopped_early"]
+        self._bar.advance(count=max(self._points, default=0))
 
     def history(self) -> tuple[HistoryPoint, ...]:
         """One point per step that has anything to tell."""
@@ -40,10 +73,11 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     def on_train_begin(self, _args: Any, _state: Any, _control: Any, **_kwargs: Any) -> None:
         """The curve's first point: the adapter is still without effect."""
         self._began = time.monotonic()
-        self._evaluate(0)
+        if 0 not in self._points:
+            self._evaluate(0)
+            self._points[0]["seconds"] = 0.0
         self._began = time.monotonic()
         self._paused = 0.0
-        self._points[0]["seconds"] = 0.0
 
     def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **kwargs: Any) -> None:
         """The learning rate that this step will use."""
@@ -51,13 +85,34 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         self._rate = float(rate)
         self._note(state.global_step + 1, learning_rate=self._rate)
 
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
-        """A step is done; evaluate if it is time."""
-        self.train_seconds = time.monotonic() - self._began - self._paused
-        self._note(state.global_step, epoch=float(state.epoch or 0.0))
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        """A step is done; evaluate if it is time, and stop if that is wanted."""
+        self.train_seconds = self._before + time.monotonic() - self._began - self._paused
+        self._note(state.global_step, epoch=state.global_step / self._steps_per_epoch)
         self._bar.advance()
         if state.global_step % self._every == 0 or state.global_step == self._last:
             self._evaluate(state.global_step)
+            if self._patience is not None and self._evaluations_since_best() >= self._patience:
+                self.stopped_early = control.should_training_stop = control.should_save = True
+        if self._any_process_stopped():
+            control.should_training_stop = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+        """All files of a checkpoint are written: add the history and seal it."""
+        started = time.monotonic()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if process_count() > 1:
+            distributed.barrier()  # each process writes a file of its own
+        if is_main():
+            kept = {
+                "points": self._points,
+                "train_seconds": self.train_seconds,
+                "logged": self._logged,
+                "stopped_early": self.stopped_early,
+            }
+            (checkpoint / HISTORY).write_text(json.dumps(kept), encoding="utf-8")
+            seal(checkpoint)
+        self._paused += time.monotonic() - started
 
     def on_log(
         self,
@@ -81,12 +136,34 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
             f"loss {float(logs['loss']):.3f}  lr {self._rate:.1e}  {speed:,.0f} tokens/s", count=0
         )
 
+    def _any_process_stopped(self) -> bool:
+        if process_count() == 1:
+            return self._stop.requested
+        # All must leave the loop at the same step, whichever was told.
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        told = torch.tensor(float(self._stop.requested), device=device)
+        distributed.all_reduce(told)
+        return bool(told > 0)
+
+    def _evaluations(self) -> list[float]:
+        return [
+            point["eval_loss"] for _, point in sorted(self._points.items()) if "eval_loss" in point
+        ]
+
+    def _evaluations_since_best(self) -> int:
+        losses = self._evaluations()
+        return len(losses) - 1 - losses.index(min(losses))
+
     def _evaluate(self, step: int) -> None:
         started = time.monotonic()
-        self._note(step, eval_loss=self._curve_loss())
+        before = min(self._evaluations(), default=math.inf)
+        loss = self._curve_loss()
+        self._note(step, eval_loss=loss)
+        if loss < before and self.on_best is not None:
+            self.on_best()
         self._paused += time.monotonic() - started
 
     def _note(self, step: int, **values: float) -> None:
         point = self._points.setdefault(step, {"seconds": 0.0})
-        point["seconds"] = time.monotonic() - self._began
+        point["seconds"] = self._before + time.monotonic() - self._began
         point.update(values)

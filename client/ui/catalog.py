@@ -20,6 +20,12 @@ class Catalog:
         return [(model.label, model.id) for model in self.models]
 
     @property
+    def summary(self) -> str:
+        """How much is served."""
+        adapters = sum(not m.is_base and not m.is_pinned for m in self.models)
+        return "base and 1 adapter" if adapters == 1 else f"base and {adapters or 'no'} adapters"
+
+    @property
     def is_loading(self) -> bool:
         return self.error is not None and self.error.kind is ErrorKind.LOADING
 

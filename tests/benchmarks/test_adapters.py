@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.adapters import adapter_folder, adapter_names, write_adapters
 from benchmarks.ours import lorachat
-from benchmarks.process import ServerError, ServerProcess, free_port
+from benchmarks.process import ServerError, ServerProcess, free_port, machine_cpu_seconds
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def test_our_server_answers_with_them(tiny_model: Path, volume: Path, tmp_path: 
         assert 0 < process.wait_for_first_token(target, 120) < 120
         models = [entry["id"] for entry in httpx.get(f"{url}/v1/models").json()["data"]]
         assert process.peak_bytes > 50e6  # torch alone is more
+        assert 0.1 < process.cpu_seconds() <= machine_cpu_seconds()
     assert set(models) >= {"base", *adapter_names(2)}
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")

@@ -49,6 +49,7 @@ class FakeServer:
     url: str = ""
     key: str | None = None
     is_ready: bool = True
+    metrics: str | None = None  # the text of /metrics; None: no such route
     models: list[tuple[str, str, str | None]] = field(default_factory=lambda: list(MODELS))
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -116,6 +117,10 @@ def create_app(server: FakeServer) -> FastAPI:
         if server.is_ready:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "loading"}, 503)
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(server.metrics, 200 if server.metrics is not None else 404)
 
     @app.get("/v1/models")
     def models(request: Request) -> Response:

@@ -171,7 +171,7 @@ def test_request_carries_conversation_and_settings(server):
     [
         ("nobody", ErrorKind.UNKNOWN_MODEL, "no model named “nobody”"),
         ("refused", ErrorKind.REFUSED, "temperature must be between 0 and 2."),
-        ("too long", ErrorKind.REFUSED, "Start a new conversation"),
+        ("too long", ErrorKind.REFUSED, "That is 952 too many: start a new conversation"),
         ("busy", ErrorKind.BUSY, "Try again in 7 s."),
         ("busy, undated", ErrorKind.BUSY, "Try again in a moment."),
         ("loading", ErrorKind.LOADING, "the model is loading."),

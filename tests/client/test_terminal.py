@@ -1,6 +1,7 @@
 """`python -m client chat` as a process: through pipes, and on a pseudo-terminal with Ctrl-C."""
 
 import io
+import json
 import os
 import pty
 import re
@@ -13,7 +14,9 @@ import time
 import pytest
 from rich.console import Console
 
-from client.terminal_markdown import MarkdownStream, complete_blocks, printable
+from client.blocks import complete_blocks
+from client.printable import printable
+from client.terminal_markdown import MarkdownStream
 from tests.client.fake_server import FakeServer, Script, answer, error, running, wait_until
 
 SCRIPTS = {
@@ -68,6 +71,88 @@ def test_commands_change_what_is_asked(server):
     assert [m["content"] for m in last["messages"]] == ["Be brief.", "Two"]
 
 
+def test_every_setting_can_be_set(server):
+    lines = (
+        "/set top_p 0.5\n/set top_k 40\n/set min_p 0.1\n/set repetition_penalty 1.2\n/set seed 7\n"
+        "/set stop END|\\n\\n\nHi\n/set seed -\n/set stop -\n/set top_k 0\nHo\n"
+    )
+    assert pipe(server.url, lines).returncode == 0
+    first, second = server.requests
+    expected = {"top_p": 0.5, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.2, "seed": 7}
+    assert {name: first[name] for name in expected} == expected
+    assert first["stop"] == ["END", "\n\n"]
+    assert not {"seed", "stop", "top_k"} & second.keys()
+
+
+def test_a_comparison_asks_two_and_leaves_the_conversation_as_it_is(server):
+    done = pipe(server.url, "One\n/compare base\n/compare base Two?\n/compare nobody\nThree\n")
+    assert "Some bold words." in done.stdout
+    assert "no model named" in done.stdout
+    compared = [[m["content"] for m in request["messages"]] for request in server.requests[1:5]]
+    assert compared == [["One"]] * 2 + [["One", "Fine, thanks.", "Two?"]] * 2
+    assert {request["model"] for request in server.requests[1:5]} == {"smalltalk", "base"}
+    last = [m["content"] for m in server.requests[-1]["messages"]]
+    assert last == ["One", "Fine, thanks.", "Three"]
+
+
+def test_conversations_are_taken_back_and_saved(server, tmp_path):
+    lines = (
+        f"One\nTwo\n/undo\n/save {tmp_path}/a.md\n/save {tmp_path}/a.json\n/save {tmp_path}/a.md\n"
+    )
+    done = pipe(server.url, lines, "--system", "Be kind.")
+    assert (tmp_path / "a.md").read_text() == (
+        "### System\n\nBe kind.\n\n### You\n\nOne\n\n### Assistant\n\nFine, thanks.\n"
+    )
+    saved = json.loads((tmp_path / "a.json").read_text())["messages"]
+    assert saved[1:] == [
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": "Fine, thanks."},
+    ]
+    assert "exists already" in done.stderr
+
+
+def ask(url, *arguments, stdin=""):
+    return subprocess.run(
+        [sys.executable, "-m", "client", "ask", "--server", url, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_ask_prints_the_answer_and_takes_its_question_from_either_side(server):
+    done = ask(server.url, "How are you?", "--temperature", "0", "--stop", "END")
+    assert (done.stdout, done.stderr, done.returncode) == ("Fine, thanks.\n", "", 0)
+    assert server.requests[-1]["stop"] == ["END"]
+    ask(server.url, "Summarise:", "-", stdin="A text.\n")
+    assert server.requests[-1]["messages"] == [{"role": "user", "content": "Summarise:\n\nA text."}]
+    ask(server.url, stdin="Only this")
+    assert server.requests[-1]["messages"][0]["content"] == "Only this"
+    told = json.loads(ask(server.url, "Hi", "--json", "--model", "base").stdout)
+    assert (told["model"], told["content"]) == ("m", "Some **bold** words.")
+    assert told["usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "cached_tokens": 4}
+    assert told["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["Hi", "--model", "nobody"], 3, "no model named “nobody”"),
+        (["Hi", "--model", "busy"], 4, "Try again in 7 s."),
+        (["  "], 2, "The question is empty."),
+        (["Hi", "--temperature", "3"], 2, "a number from 0 to 2"),
+        (["Hi", "--server", "http://127.0.0.1:9"], 1, "No server answers"),
+    ],
+)
+def test_ask_tells_a_script_what_went_wrong(server, arguments, code, words):
+    done = ask(server.url, *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_failed_line_is_told_on_stderr_and_the_next_one_is_answered(server):
     done = pipe(server.url, "One\n/model base\nTwo\n", "--model", "busy")
     assert done.stdout == "Some **bold** words.\n"
@@ -87,6 +172,10 @@ def test_a_failed_line_is_told_on_stderr_and_the_next_one_is_answered(server):
         ("/set mood 1", "temperature, top_p, max_tokens"),
         ("/model nobody", "no model named “nobody”"),
         ("/retry", "no answer yet"),
+        ("/undo", "no question yet"),
+        ("/save", "no conversation yet"),
+        ("/compare", "Say with which model"),
+        ("/compare base", "Say with which model"),
     ],
 )
 def test_wrong_commands_are_explained(server, line, words):
@@ -120,10 +209,10 @@ def test_help_needs_neither_gradio_nor_http():
 class PseudoTerminal:
     """The chat on a terminal of its own, typed at and read as a person does."""
 
-    def __init__(self, url, *flags):
+    def __init__(self, url, *flags, state=None):
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            os.environ["TERM"] = "xterm"
+            os.environ |= {"TERM": "xterm", "XDG_STATE_HOME": state or os.devnull}
             os.execv(sys.executable, [*COMMAND, "--server", url, *flags])
         self.seen = ""
 
@@ -158,6 +247,20 @@ class PseudoTerminal:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         raise AssertionError("the program did not leave")
+
+
+def test_typed_lines_are_remembered_in_the_next_session(server, tmp_path):
+    for key in ("How are you?\n", "\x1b[A\n"):  # arrow up
+        terminal = PseudoTerminal(server.url, state=str(tmp_path))
+        terminal.expect("/help lists the commands")
+        terminal.expect("> ")
+        terminal.type(key)
+        terminal.expect("finished")
+        terminal.expect("> ")
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+    asked = [request["messages"][0]["content"] for request in server.requests]
+    assert asked == ["How are you?"] * 2
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(server):

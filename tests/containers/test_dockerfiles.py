@@ -135,7 +135,7 @@ def test_torch_comes_from_the_same_index_as_in_the_makefile() -> None:
 def test_the_healthcheck_asks_the_port_that_is_exposed(target: str) -> None:
     port = SERVE.instructions(target, "EXPOSE")[-1].text
     check = SERVE.instructions(target, "HEALTHCHECK")[-1].text
-    route = "/ready" if target == "server" else "/"
+    route = "/ready" if target == "server" else "/health"
     assert f"HTTPConnection('127.0.0.1', {port}," in check
     assert f"request('GET', '{route}')" in check
     prefix = "LORACHAT" if target == "server" else "LORACHAT_CLIENT"

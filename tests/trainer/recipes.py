@@ -87,17 +87,28 @@ def prepared(recipe: Recipe) -> tuple[Any, list[Any]]:
     return template, sorted([*data.train, *data.test], key=lambda row: row.conversation.index)
 
 
-def fit_once(recipe: Recipe, template: Any, rows: list[Any], output: Path) -> tuple[Any, Any]:
+def fit_once(
+    recipe: Recipe, template: Any, rows: list[Any], output: Path, machine: Any = None
+) -> tuple[Any, Any]:
     """Train on `rows` without an evaluation; the loaded model and the result."""
     from trainer.backends.peft import PeftBackend
     from trainer.fit import fit
     from trainer.machine import Machine
     from trainer.progress import Silent
 
-    machine, backend = Machine("cpu", "CPU"), PeftBackend()
+    machine, backend = machine or Machine("cpu", "CPU"), PeftBackend()
     loaded = backend.load(recipe, machine)
-    bar = Silent().bar("", 1)
+    say = Silent()
     result = fit(
-        recipe, machine, backend, loaded, template.tokenizer, rows, output, lambda: 0.0, bar
+        recipe,
+        machine,
+        backend,
+        loaded,
+        template.tokenizer,
+        rows,
+        output,
+        lambda: 0.0,
+        say.bar("", 1),
+        say,
     )
     return loaded, result

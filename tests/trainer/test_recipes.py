@@ -156,7 +156,7 @@ def test_the_demo_recipe_needs_no_gpu() -> None:
         ("training.learning_rate='1e-4'", "training.learning_rate: input should be a valid number"),
         (
             "training.optim=adam",
-            "training.optim: input should be 'adamw_8bit' or 'adamw_torch' (given: 'adam')",
+            "training.optim: input should be 'adamw_8bit', 'adamw_torch' or 'adamw_torch_fused' (given: 'adam')",
         ),
         ("model.load_in_4bit=yes please", "model.load_in_4bit: input should be a valid boolean"),
         ("data.test_fraction=1", "data.test_fraction: input should be less than 1"),

@@ -152,7 +152,7 @@ def test_it_is_published_and_reported(finished: Any) -> None:
 def test_a_run_is_not_overwritten(finished: Any) -> None:
     from trainer.run import run
 
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="holds a complete run already"):
         run(finished[0])
 
 

@@ -24,6 +24,7 @@ class LoadedModel:
     trained_on_revision: str | None
     quantization: str | None
     float_folder: Path | None  # the float base's checkpoint, where it is at hand
+    padding_free: bool = False  # rows are laid end to end, not padded
 
 
 class Backend(Protocol):
@@ -37,7 +38,7 @@ class Backend(Protocol):
     def load(self, recipe: Recipe, machine: Machine) -> LoadedModel:
         """The base with a new adapter. Raises ConfigError if the base cannot be loaded."""
 
-    def trainer_arguments(self) -> dict[str, Any]:
+    def trainer_arguments(self, recipe: Recipe) -> dict[str, Any]:
         """Arguments of TRL's SFTConfig that differ between backends."""
 
     def logits(

@@ -14,6 +14,7 @@ from trainer.backends.base import LoadedModel
 from trainer.config import Recipe
 from trainer.errors import ConfigError
 from trainer.machine import Machine, compute_dtype
+from trainer.padding_free import wants_padding_free
 
 
 class PeftBackend:
@@ -44,7 +45,7 @@ class PeftBackend:
                 base,
                 revision=recipe.model.revision,
                 dtype=getattr(torch, dtype),
-                device_map={"": 0} if machine.has_cuda else None,
+                device_map={"": machine.index} if machine.has_cuda else None,
                 quantization_config=quantization,
                 attn_implementation="sdpa",
             )
@@ -81,11 +82,13 @@ class PeftBackend:
             trained_on_revision=getattr(config, "_commit_hash", None),
             quantization="nf4" if quantization else None,
             float_folder=_folder(base, getattr(config, "_commit_hash", None)),
+            padding_free=wants_padding_free(recipe, machine),
         )
 
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Checkpointing as PyTorch recommends it."""
-        return {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    def trainer_arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """Checkpointing as PyTorch recommends it; without dropout there is no random state to restore."""
+        kept = {"use_reentrant": False, "preserve_rng_state": recipe.lora.dropout > 0}
+        return {"gradient_checkpointing_kwargs": kept}
 
     def logits(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor

@@ -10,6 +10,7 @@ from trainer.backends.unsloth import UnslothBackend
 from trainer.config import Recipe
 from trainer.errors import ConfigError
 from trainer.machine import Machine
+from trainer.padding_free import wants_padding_free
 from trainer.recipe_file import load_recipe, shipped_recipes
 
 
@@ -28,8 +29,13 @@ def select_backend(recipe: Recipe, machine: Machine) -> Backend:
             "training.backend: unsloth is not installed here; install requirements/train-gpu.txt with "
             "constraints-gpu.txt, or set training.backend=peft."
         )
-    if wanted == "unsloth" or (wanted == "auto" and has_unsloth and machine.has_cuda):
+    if wanted == "unsloth":
         return UnslothBackend()
+    if wanted == "auto" and has_unsloth and machine.has_cuda:
+        if not wants_padding_free(recipe, machine):
+            return UnslothBackend()
+        if needs and find_spec("bitsandbytes") is None:
+            return UnslothBackend()
     if needs and find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"This recipe needs the package bitsandbytes ({', '.join(needs)}); install requirements/train-gpu.txt."

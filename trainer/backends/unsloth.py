@@ -93,7 +93,7 @@ class UnslothBackend:
             float_folder=Path(base) if is_float_folder else None,
         )
 
-    def trainer_arguments(self) -> dict[str, Any]:
+    def trainer_arguments(self, recipe: Recipe) -> dict[str, Any]:  # noqa: ARG002 (the interface's)
         """None: unsloth sets its own checkpointing up again when training starts."""
         return {}
 

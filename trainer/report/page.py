@@ -47,6 +47,7 @@ def render_page(
         moment=summary.moment,
         number=summary.number,
         percent=summary.percent,
+        signed=summary.signed,
         signed_percent=summary.signed_percent,
         perplexity=summary.perplexity,
     )

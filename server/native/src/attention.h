@@ -105,7 +105,7 @@ inline void attend(const KvCache &cache, int layer, int kv_head, const Piece &pi
 
   Multiply multiply = multiply_for<1, false>(rows);
   for (int b = 0; b < blocks; b++) {
-    multiply(queries, reinterpret_cast<const char *>(cache.keys(piece.blocks[b], layer, kv_head)), 0, d, total);
+    multiply(queries, reinterpret_cast<const char *>(cache.keys(piece.blocks[b], layer, kv_head)), 0, d, total, false);
     for (int r = 0; r < rows; r++) std::memcpy(scores + r * row_stride + b * kKvBlock, total + r * kTile, kTile * 4);
   }
 
@@ -132,7 +132,7 @@ inline void attend(const KvCache &cache, int layer, int kv_head, const Piece &pi
     for (int b = 0; b < blocks; b++) {
       const float *values = cache.values(piece.blocks[b], layer, kv_head) + size_t(tile) * kKvBlock * kTile;
       multiply(weights + size_t(b) * kKvBlock * rows, reinterpret_cast<const char *>(values), 0,
-               std::min(kKvBlock, length - b * kKvBlock), total);
+               std::min(kKvBlock, length - b * kKvBlock), total, false);
       for (int i = 0; i < rows * kTile; i += kWidth) store(result + i, load(result + i) + load(total + i));
     }
     int width = std::min(kTile, d - tile * kTile);

@@ -65,8 +65,12 @@ struct Rows {
 // One row of activations after another, and the same in panels, for the whole and for each span of it.
 struct Operand {
   std::vector<float> rows, panels, span_panels;
-  std::vector<float> low, low_panels;  // x Aᵀ of the adapters: (rows, low_stride), and in panels
-  size_t low_stride = 0, low_used = 0;
+  std::vector<float> low_panels;  // x Aᵀ of the adapters
+  struct High : HighPart {
+    int first;  // row of the first
+  };
+  std::vector<High> high[kModules];  // what the adapters add to each module that reads this
+  bool same_adapter = false;         // all rows have one and the same
   Panels whole;
   std::vector<Panels> spans;
 };
@@ -230,39 +234,50 @@ class Decoder {
   static const Adapter::Stack &stack(const Span &span, int layer, int input) { return span.adapter->layers[layer][input]; }
 
   // First in a phase: their few tiles are long tasks, and the base's many short ones fill up what they leave.
-  void add_low(std::vector<Product> &products, int layer, int input, const Rows &rows, Operand &in) {
+  void add_low(int layer, int input, const Rows &rows, Operand &in) {
+    for (auto &high : in.high) high.clear();
+    in.same_adapter = rows.spans.size() == 1 && rows.spans[0].count == rows.count;
     if (rows.spans.empty()) return;
     int ranks = 0;
     for (auto &span : rows.spans) ranks = std::max(ranks, span.adapter->max_ranks);
-    in.low.resize(size_t(rows.count) * ranks);
+    in.low_panels.resize(size_t(rows.count) * ranks);
+    float *to = in.low_panels.data();
     for (size_t s = 0; s < rows.spans.size(); s++) {
-      const auto &low = stack(rows.spans[s], layer, input);
-      if (low.ranks)
-        products.push_back({&low.a, in.spans[s], &in.low[size_t(rows.spans[s].first) * ranks], size_t(ranks)});
-    }
-    in.low_stride = ranks;
-  }
-
-  void add_high(std::vector<Product> &products, int layer, Module module, const Rows &rows, Operand &in, float *y,
-                size_t stride) {
-    const int input = kInputOf[module];
-    for (auto &span : rows.spans) {
-      const auto &low = stack(span, layer, input);
-      if (!low.has[module]) continue;
-      const auto &part = low.low[module];
-      float *to = in.low_panels.data() + in.low_used;
-      in.low_used += size_t(span.count) * part.b.k;
-      Panels panels(to, span.count, part.b.k);
-      for (int g = 0; g < panels.num_groups(); g++)
-        pack_panel(&in.low[size_t(span.first + g * panels.group) * in.low_stride + part.offset], in.low_stride,
-                   panels.rows_of(g), part.b.k, const_cast<float *>(panels.panel(g)), part.scaling);
-      products.push_back({&part.b, panels, y + span.first * stride, stride, true});
+      const Span &span = rows.spans[s];
+      const auto &stack = span.adapter->layers[layer][input];
+      if (!stack.ranks) continue;
+      Product product{&stack.a, in.spans[s]};
+      for (int module = 0; module < kModules; module++) {
+        if (!stack.has[module]) continue;
+        const auto &low = stack.low[module];
+        product.parts.push_back({low.offset, low.b.k, low.scaling, to});
+        Operand::High high;
+        high.b = &low.b;
+        high.low = Panels(to, span.count, low.b.k);
+        high.first = span.first;
+        in.high[module].push_back(high);
+        to += size_t(span.count) * low.b.k;
+      }
+      products_.push_back(std::move(product));
     }
   }
 
-  void begin_high(const Rows &rows, Operand &in) {
-    in.low_panels.resize(size_t(rows.count) * in.low_stride);
-    in.low_used = 0;
+  // A module of the base, and with it what the adapter adds if that is one for all rows.
+  void add_base(int layer, Module module, Operand &in, float *y, size_t stride, bool add = false) {
+    Product product{&layers[layer].linear[module], in.whole, y, stride, add, layers[layer].bias[module]};
+    if (in.same_adapter && !in.high[module].empty()) product.high = &in.high[module][0];
+    products_.push_back(std::move(product));
+  }
+
+  // What several adapters add, each to its own rows: in a phase of its own.
+  void add_high(Module module, const Operand &in, float *y, size_t stride) {
+    if (in.same_adapter) return;
+    for (auto &high : in.high[module]) products_.push_back({high.b, high.low, y + high.first * stride, stride, true});
+  }
+
+  void run() {
+    if (!products_.empty()) run_products(pool, products_);
+    products_.clear();
   }
 
   // --- the two halves of a layer ---
@@ -275,22 +290,16 @@ class Decoder {
     q_.resize(some.count * q_width);
     k_.resize(all.count * kv_width);
     v_.resize(all.count * kv_width);
-    products_.clear();
-    add_low(products_, l, kAttentionInput, all, in);
-    if (&some_in != &in) add_low(products_, l, kAttentionInput, some, some_in);
-    products_.push_back({&layer.linear[kQ], some_in.whole, q_.data(), q_width, false, layer.bias[kQ]});
-    products_.push_back({&layer.linear[kK], in.whole, k_.data(), kv_width, false, layer.bias[kK]});
-    products_.push_back({&layer.linear[kV], in.whole, v_.data(), kv_width, false, layer.bias[kV]});
-    run_products(pool, products_);
-    if (!all.spans.empty()) {
-      products_.clear();
-      begin_high(all, in);
-      if (&some_in != &in) begin_high(some, some_in);
-      add_high(products_, l, kQ, some, some_in, q_.data(), q_width);
-      add_high(products_, l, kK, all, in, k_.data(), kv_width);
-      add_high(products_, l, kV, all, in, v_.data(), kv_width);
-      run_products(pool, products_);
-    }
+    add_low(l, kAttentionInput, all, in);
+    if (&some_in != &in) add_low(l, kAttentionInput, some, some_in);
+    add_base(l, kQ, some_in, q_.data(), q_width);
+    add_base(l, kK, in, k_.data(), kv_width);
+    add_base(l, kV, in, v_.data(), kv_width);
+    run();
+    add_high(kQ, some_in, q_.data(), q_width);
+    add_high(kK, in, k_.data(), kv_width);
+    add_high(kV, in, v_.data(), kv_width);
+    run();
 
     const float scale = 1.0f / std::sqrt(float(d));
     pool.run(int(some.pieces.size() + all.pieces.size()), [&](int i) {
@@ -335,18 +344,13 @@ class Decoder {
     normalize(x, layer.post_attention_norm, rows, mlp_in_);
     gate_.resize(rows.count * width);
     up_.resize(rows.count * width);
-    products_.clear();
-    add_low(products_, l, kMlpInput, rows, mlp_in_);
-    products_.push_back({&layer.linear[kGate], mlp_in_.whole, gate_.data(), width, false, layer.bias[kGate]});
-    products_.push_back({&layer.linear[kUp], mlp_in_.whole, up_.data(), width, false, layer.bias[kUp]});
-    run_products(pool, products_);
-    if (!rows.spans.empty()) {
-      products_.clear();
-      begin_high(rows, mlp_in_);
-      add_high(products_, l, kGate, rows, mlp_in_, gate_.data(), width);
-      add_high(products_, l, kUp, rows, mlp_in_, up_.data(), width);
-      run_products(pool, products_);
-    }
+    add_low(l, kMlpInput, rows, mlp_in_);
+    add_base(l, kGate, mlp_in_, gate_.data(), width);
+    add_base(l, kUp, mlp_in_, up_.data(), width);
+    run();
+    add_high(kGate, mlp_in_, gate_.data(), width);
+    add_high(kUp, mlp_in_, up_.data(), width);
+    run();
     fill_operand(active_, rows, shape.intermediate, [&](int r, float *to) {
       const float *gate = &gate_[r * width], *up = &up_[r * width];
       size_t i = 0;
@@ -361,16 +365,11 @@ class Decoder {
 
   // x += in · Wᵀ, with the adapters' part.
   void project(int l, Module module, const Rows &rows, Operand &in, std::vector<float> &x) {
-    const Layer &layer = layers[l];
-    products_.clear();
-    add_low(products_, l, kInputOf[module], rows, in);
-    products_.push_back({&layer.linear[module], in.whole, x.data(), size_t(shape.hidden), true, layer.bias[module]});
-    run_products(pool, products_);
-    if (rows.spans.empty()) return;
-    products_.clear();
-    begin_high(rows, in);
-    add_high(products_, l, module, rows, in, x.data(), shape.hidden);
-    run_products(pool, products_);
+    add_low(l, kInputOf[module], rows, in);
+    add_base(l, module, in, x.data(), shape.hidden, true);
+    run();
+    add_high(module, in, x.data(), shape.hidden);
+    run();
   }
 
   // Rotary position embedding (arXiv:2104.09864), halves paired as in transformers' Llama; before it Qwen3's norm.

@@ -222,9 +222,9 @@ inline void accumulate(const float *a, const char *w, size_t tile_bytes, int fir
   }
 }
 
-// total: [Tiles][Rows][32], the products of a panel with `Tiles` neighbouring tiles.
+// total: [Tiles][Rows][32], the products of a panel with `Tiles` neighbouring tiles; added to what is there if `onto`.
 template <int Rows, int Tiles, bool Bf16>
-void multiply(const float *a, const char *w, size_t tile_bytes, int k, float *total) {
+void multiply(const float *a, const char *w, size_t tile_bytes, int k, float *total, bool onto) {
   // With few rows all lane groups fit into registers at once, and the weights pass by once.
   constexpr int Groups = Rows * Tiles * kLaneGroups * 2 <= kMaxRows * 2 ? kLaneGroups : 1;
   constexpr size_t row_bytes = kTile * (Bf16 ? 2 : 4);
@@ -243,13 +243,13 @@ void multiply(const float *a, const char *w, size_t tile_bytes, int k, float *to
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; r++) {
               float *to = total + (t * Rows + r) * kTile + half * 16 + (lanes + g) * kWidth;
-              store(to, first ? load(to) + acc[t][g][half][r] : acc[t][g][half][r]);
+              store(to, first || onto ? load(to) + acc[t][g][half][r] : acc[t][g][half][r]);
             }
     }
   }
 }
 
-using Multiply = void (*)(const float *, const char *, size_t, int, float *);
+using Multiply = void (*)(const float *, const char *, size_t, int, float *, bool);
 
 template <int Tiles, bool Bf16>
 inline Multiply multiply_for(int rows) {
@@ -279,44 +279,110 @@ inline Multiply multiply_pair(int rows) {
   return table[rows - 1];
 }
 
-// One product y = x·Wᵀ (+ bias), or y += x·Wᵀ, as tasks over tiles.
+// The low-rank side of an adapter's modules that read one input: where the columns of x·Aᵀ go.
+struct LowPart {
+  int offset, rank;  // its columns
+  float scaling;
+  float *panels;  // grouped as x is: per group [rank][rows]
+};
+
+// What B of one adapter adds to some rows: low·Bᵀ, with low in panels.
+struct HighPart {
+  const Matrix *b = nullptr;
+  Panels low;
+};
+
+// One product as tasks over tiles: y = x·Wᵀ (+ bias), or y += x·Wᵀ; or, with parts, x·Aᵀ into panels.
 struct Product {
   const Matrix *w;
   Panels x;
-  float *y;  // row r of x goes to y + r * stride
-  size_t stride;
+  float *y = nullptr;  // row r of x goes to y + r * stride
+  size_t stride = 0;
   bool add = false;
   const float *bias = nullptr;
+  const HighPart *high = nullptr;  // added too, if all rows have the same adapter; low comes from the same phase
+  std::vector<LowPart> parts;
 
-  void run(int first_tile, int last_tile) const {
+  // open: tasks of this phase that still write low panels.
+  void run(int first_tile, int last_tile, std::atomic<int> &open) const {
     float total[2 * kMaxRows * kTile];
     for (int t = first_tile; t < last_tile;) {
-      int at_once = 1;
+      const int at_once = x.rows <= kPairRows && t + 1 < last_tile ? 2 : 1;
       for (int g = 0; g < x.num_groups(); g++) {
-        int rows = x.rows_of(g);
-        at_once = x.rows <= kPairRows && t + 1 < last_tile ? 2 : 1;
-        Multiply kernel = at_once == 2 ? (w->exact_bf16 ? multiply_pair<true>(rows) : multiply_pair<false>(rows))
-                                       : (w->exact_bf16 ? multiply_for<1, true>(rows) : multiply_for<1, false>(rows));
-        kernel(x.panel(g), w->tile(t), w->tile_bytes(), w->k, total);
-        for (int i = 0; i < at_once; i++)
-          for (int r = 0; r < rows; r++)
-            finish(total + (i * rows + r) * kTile, t + i, y + (size_t(g) * x.group + r) * stride);
+        const int rows = x.rows_of(g);
+        kernel(*w, rows, at_once)(x.panel(g), w->tile(t), w->tile_bytes(), w->k, total, false);
+        if (high && !add && !bias) multiply_high(t, g, at_once, total, open, true);
+        for (int i = 0; i < at_once; i++) {
+          float *part = total + i * rows * kTile;
+          if (!parts.empty()) scatter(part, t + i, g);
+          else finish(part, t + i, g);
+        }
+        if (high && (add || bias)) {
+          multiply_high(t, g, at_once, total, open, false);
+          for (int i = 0; i < at_once; i++) plus(total + i * rows * kTile, t + i, g);
+        }
       }
       t += at_once;
     }
+    if (!parts.empty()) open.fetch_sub(1, std::memory_order_release);
   }
 
  private:
-  void finish(const float *total, int t, float *row) const {
-    int column = t * kTile, columns = std::min(kTile, w->n - column);
-    float *to = row + column;
-    if (columns == kTile && !bias) {
-      for (int c = 0; c < kTile; c += kWidth) store(to + c, add ? load(to + c) + load(total + c) : load(total + c));
-      return;
+  static Multiply kernel(const Matrix &m, int rows, int tiles) {
+    if (tiles == 2) return m.exact_bf16 ? multiply_pair<true>(rows) : multiply_pair<false>(rows);
+    return m.exact_bf16 ? multiply_for<1, true>(rows) : multiply_for<1, false>(rows);
+  }
+
+  void multiply_high(int t, int g, int at_once, float *total, const std::atomic<int> &open, bool onto) const {
+    wait(open);
+    const Matrix &b = *high->b;
+    kernel(b, x.rows_of(g), at_once)(high->low.panel(g), b.tile(t), b.tile_bytes(), b.k, total, onto);
+  }
+
+  // Tasks are taken in order and the writers come first, so each is done or in another thread's hands.
+  static void wait(const std::atomic<int> &open) {
+    for (int spins = 0; open.load(std::memory_order_acquire) > 0; spins++) {
+      if (spins > 1000) std::this_thread::yield();
+      else relax();
     }
-    for (int c = 0; c < columns; c++) {
-      float value = total[c] + (bias ? bias[column + c] : 0.0f);
-      to[c] = add ? to[c] + value : value;
+  }
+
+  // y and what is added to it later are summed in the same order whether that happens here or in a phase of its own.
+  void finish(const float *total, int t, int g) const {
+    const int column = t * kTile, columns = std::min(kTile, w->n - column);
+    for (int r = 0; r < x.rows_of(g); r++, total += kTile) {
+      float *to = y + (size_t(g) * x.group + r) * stride + column;
+      if (columns == kTile && !bias) {
+        for (int c = 0; c < kTile; c += kWidth) store(to + c, add ? load(to + c) + load(total + c) : load(total + c));
+        continue;
+      }
+      for (int c = 0; c < columns; c++) {
+        float value = total[c] + (bias ? bias[column + c] : 0.0f);
+        to[c] = add ? to[c] + value : value;
+      }
+    }
+  }
+
+  void plus(const float *total, int t, int g) const {
+    const int column = t * kTile, columns = std::min(kTile, w->n - column);
+    for (int r = 0; r < x.rows_of(g); r++, total += kTile) {
+      float *to = y + (size_t(g) * x.group + r) * stride + column;
+      if (columns == kTile) {
+        for (int c = 0; c < kTile; c += kWidth) store(to + c, load(to + c) + load(total + c));
+        continue;
+      }
+      for (int c = 0; c < columns; c++) to[c] += total[c];
+    }
+  }
+
+  void scatter(const float *total, int t, int g) const {
+    const int rows = x.rows_of(g);
+    for (auto &part : parts) {
+      const int first = std::max(part.offset, t * kTile), last = std::min(part.offset + part.rank, (t + 1) * kTile);
+      for (int column = first; column < last; column++) {
+        float *to = part.panels + size_t(g) * x.group * part.rank + size_t(column - part.offset) * rows;
+        for (int r = 0; r < rows; r++) to[r] = total[r * kTile + column - t * kTile] * part.scaling;
+      }
     }
   }
 };
@@ -324,14 +390,15 @@ struct Product {
 // Of a task: values of k times rows, for each of which a tile takes a cycle or so.
 constexpr int64_t kLeastWork = 4096;
 
-// Runs several products at once: all their tiles are tasks of one phase.
+// Runs several products at once: all their tiles are tasks of one phase. Those that write low panels come first.
 inline void run_products(Pool &pool, const std::vector<Product> &products) {
-  struct Piece {
+  struct Task {
     const Product *product;
     int first, last;
   };
-  static thread_local std::vector<Piece> pieces;
-  pieces.clear();
+  static thread_local std::vector<Task> tasks;
+  tasks.clear();
+  std::atomic<int> open{0};
   for (auto &product : products) {
     if (!product.x.rows) continue;
     const int tiles = tiles_of(product.w->n);
@@ -341,10 +408,13 @@ inline void run_products(Pool &pool, const std::vector<Product> &products) {
     int piece = std::clamp(tiles / (pool.threads() * 8), product.x.rows <= kPairRows ? 2 : 1, 16);
     piece = std::max<int>(piece, int(kLeastWork / std::max<int64_t>(1, tile_work)));
     piece = std::min(piece, (tiles + pool.threads() - 1) / pool.threads());
-    for (int t = 0; t < tiles; t += piece) pieces.push_back({&product, t, std::min(tiles, t + piece)});
+    for (int t = 0; t < tiles; t += piece) {
+      tasks.push_back({&product, t, std::min(tiles, t + piece)});
+      if (!product.parts.empty()) open.fetch_add(1, std::memory_order_relaxed);
+    }
   }
-  const Piece *list = pieces.data();
-  pool.run(int(pieces.size()), [list](int i) { list[i].product->run(list[i].first, list[i].last); });
+  const Task *list = tasks.data();
+  pool.run(int(tasks.size()), [list, &open](int i) { list[i].product->run(list[i].first, list[i].last, open); });
 }
 
 }  // namespace lorachat
