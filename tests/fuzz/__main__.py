@@ -4,13 +4,15 @@ Two parts, both bounded: schemathesis sends what the server's own OpenAPI docume
 mutated bodies and raw bytes go over plain sockets. A finding is a status 5xx, one that is not documented, an answer
 that its schema does not allow, or a server that is not well afterwards.
 
-Environment: FUZZ_EXAMPLES (generated requests per operation), FUZZ_RAW (raw requests), FUZZ_SEED.
+Environment: FUZZ_EXAMPLES (generated requests per operation), FUZZ_SECONDS (for generated requests, at most),
+FUZZ_RAW (raw requests), FUZZ_SEED.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -35,6 +37,7 @@ CHECKS = (
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends too
     environment = Path(sys.argv[1] if len(sys.argv) > 1 else ".venv-fuzz").absolute()
     examples = int(os.environ.get("FUZZ_EXAMPLES", "200"))
     raw = int(os.environ.get("FUZZ_RAW", "4000"))
@@ -46,15 +49,15 @@ def main() -> int:
         for finding in findings[:20]:
             print(f"fuzz: {finding}")
         print(f"fuzz: {raw + raw // 4} raw requests, {len(findings)} findings")
-        wells = is_well(url)
-    return 0 if code == 0 and not findings and wells else 1
+        is_fine = is_well(url)
+    return 0 if code == 0 and not findings and is_fine else 1
 
 
 def schemathesis(program: Path, url: str, examples: int, seed: int) -> int:
     command = [
         str(program), "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS), "--max-examples", str(examples),
         "--seed", str(seed), "--phases", "examples,coverage,fuzzing", "--mode", "all", "--no-color",
-        "--request-timeout", "60", "--continue-on-failure",
+        "--request-timeout", "60", "--continue-on-failure", "--max-time", os.environ.get("FUZZ_SECONDS", "600"),
         "--generation-database", "none", "--suppress-health-check", "all",
     ]  # fmt: skip
     return subprocess.run(command, check=False, cwd=ROOT / "runs").returncode
