@@ -36,7 +36,7 @@ def web_client(server_url, *flags, env=None):
             yield match[1]
         finally:
             process.terminate()
-            assert process.wait(20) == 0  # also with pages open
+            assert process.wait(60) == 0  # also with pages open
 
 
 @contextmanager

@@ -174,6 +174,20 @@ def test_conversations_are_kept_renamed_deleted_and_brought_back(open_page, addr
     expect(page.locator(".turn.user .body")).to_have_text("First question")
 
 
+def test_an_answer_that_a_reload_interrupted_says_so(open_page, address):
+    page = open_page(address)
+    # Which of them depends on how far the page gets while it is left.
+    words = re.compile("interrupted|The page was closed|The connection to the web client ended")
+    for model in ("endless", "thinking"):
+        pick(page, "chat-model", model)
+        page.get_by_role("button", name="New chat").click()
+        ask(page, "Go on")
+        expect(bot(page)[1]).to_contain_text("writing" if model == "endless" else "waiting")
+        page.reload()
+        expect(page.locator(".turn.assistant")).to_contain_text(words)
+    page.get_by_role("button", name="New chat").click()
+
+
 def test_conversations_leave_as_files_and_come_back_unchanged(open_page, address, tmp_path):
     page = open_page(address)
     pick(page, "chat-model", "coder")

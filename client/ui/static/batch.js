@@ -38,14 +38,15 @@ export class Batch {
 
 	/** Fill in the prompts, unless the reader has written some. */
 	begin() {
-		if (this.isUntouched && !this.view.hidden) this.fill();
+		if (this.isUntouched && !this.view.hidden) this.fill(() => this.isUntouched);
 	}
 
 	/** The prompts of the report of the model on the right, else of the left. */
-	async fill() {
+	async fill(isWanted = () => true) {
 		try {
 			const model = [settings.get("right"), settings.get("left")].find((name) => name && name !== "base");
 			const { prompts, source } = await (await get(`prompts?model=${encodeURIComponent(model ?? "")}`)).json();
+			if (!isWanted()) return; // something was written meanwhile
 			this.prompts.value = prompts.map((prompt) => prompt.replaceAll("\n", "\\n")).join("\n");
 			this.source.textContent = `From ${source}.`;
 			this.isUntouched = true;

@@ -40,6 +40,7 @@ class Chat extends HTMLElement {
 		this.conversation = conversation;
 		sessionStorage.setItem(OPEN, conversation.id);
 		this.history.draw();
+		conversation.messages.forEach(interrupted);
 		const answers = conversation.messages.map(({ role, content }) => (role === "assistant" ? content : ""));
 		const html = conversation.messages.length ? await post("html", { texts: answers }).catch(() => null) : [];
 		if (this.conversation !== conversation) return;
@@ -136,7 +137,7 @@ class Chat extends HTMLElement {
 
 	async run() {
 		const question = told(this.conversation.messages);
-		const message = { role: "assistant", content: "" };
+		const message = { role: "assistant", content: "", isOpen: true };
 		const view = this.add(message);
 		this.composer.setBusy(true);
 		this.abort = new AbortController();
@@ -154,6 +155,7 @@ class Chat extends HTMLElement {
 			message.error = { sentence: error.message, next_step: "Change it under Settings, then retry." };
 			show(view, message, "");
 		}
+		delete message.isOpen;
 		this.keep();
 		this.toEnd();
 	}
@@ -182,6 +184,14 @@ class Chat extends HTMLElement {
 		const { scrollHeight, scrollTop, clientHeight } = this.transcript;
 		if (always || scrollHeight - scrollTop - clientHeight < NEAR_END) this.transcript.scrollTop = scrollHeight;
 	}
+}
+
+/** An answer that was being written when the page was closed or loaded anew: say so. */
+function interrupted(message) {
+	if (!message.isOpen) return;
+	delete message.isOpen;
+	if (message.content) message.note = [message.note?.[0], "interrupted"].filter(Boolean);
+	else message.error = { sentence: "The page was closed before this answer came.", next_step: "Retry to ask again." };
 }
 
 customElements.define("lora-chat", Chat);
