@@ -50,7 +50,7 @@ def test_a_client_that_was_started_again_goes_on_with_the_page(open_page, watche
     expect(problem(page)).to_contain_text("The web client's own server does not answer.")
     with web_client(server.url, "--port", address.rpartition(":")[2]):
         # Gradio loads the page anew once it has found the client again; that may interrupt an answer.
-        for _ in range(4):
+        for _ in range(9):
             page.get_by_role("button", name="Retry").last.click()
             try:
                 expect(bot(page)[1]).to_contain_text("finished", timeout=10_000)
