@@ -279,3 +279,15 @@ def test_nested_settings_become_dotted_names() -> None:
         ("seed", "None"),
         ("extra", "{}"),
     ]
+
+
+def test_the_change_of_base_is_shown_and_repetition_too(tmp_path: Path) -> None:
+    record = run_record()
+    loop = dataclasses.replace(record.answers[0], tuned="round and round we go " * 8)
+    write_report(dataclasses.replace(record, answers=(loop,)), tmp_path)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    table = text[text.index("On the base it will be served on") :]
+    assert "−0.020" in table
+    assert "of it repeated" in text
+    write_report(dataclasses.replace(record, float_losses=()), tmp_path)
+    assert "On the base it will be served on" not in (tmp_path / "report.html").read_text("utf-8")

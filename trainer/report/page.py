@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from trainer import summary
 from trainer.record import HistoryPoint, RunRecord
 from trainer.report.plots import series
+from trainer.scores import repetition
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -50,6 +51,7 @@ def render_page(
         signed=summary.signed,
         signed_percent=summary.signed_percent,
         perplexity=summary.perplexity,
+        repetition=repetition,
     )
     return environment.get_template("report.html.j2").render(
         run=record,
