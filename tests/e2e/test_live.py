@@ -236,7 +236,7 @@ def test_probes_answer_and_the_log_holds_no_text_of_users(
 def test_every_program_call_of_the_documents_is_understood() -> None:
     calls = set()
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        pattern = r"python -m (trainer|server|client|demo)\b((?: [a-z]+\b)?)([^`\n#]*)"
+        pattern = r"python -m (trainer|server|client|demo)\b((?: [a-z][a-z-]*\b)?)([^`\n#]*)"
         calls |= set(re.findall(pattern, document.read_text("utf-8")))
     assert len(calls) >= 5
     for program, command, rest in calls:
