@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from trainer.record import (
     Answer,
     BaseModel,
+    FloatBaseLoss,
     HistoryPoint,
     MaskedSample,
     Memory,
@@ -155,6 +156,10 @@ def run_record(**changes: Any) -> RunRecord:
             ),
         ),
         warnings=(WARMUP_WARNING,),
+        float_losses=(
+            FloatBaseLoss("finetome", 1.21, 1.18, 1.05, 1.03, 40, 9_120),
+            FloatBaseLoss("all", 1.21, 1.18, 1.05, 1.03, 40, 9_120),
+        ),
     )
     return dataclasses.replace(record, **changes)
 

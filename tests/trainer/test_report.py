@@ -179,7 +179,7 @@ def test_text_of_models_and_data_stays_text(tmp_path: Path) -> None:
     page = page_of(tmp_path)
 
     assert "script" not in page.tags
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 4
     assert page.text.count(evil) >= 12
     assert evil not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -204,6 +204,8 @@ def test_graphs_have_words_for_those_who_do_not_see_them(tmp_path: Path) -> None
         "Validation loss goes from 1.24 at step 10 to 1.07 at step 40.",
         "Learning rate over steps. The learning rate starts at 4e-07, is highest at step 40 with 1.6e-05, "
         "and ends at 1.6e-05 at step 40.",
+        "Gradient norm over steps. The gradient norm is between 0.9 and 0.9.",
+        "Real tokens per second over steps. The speed is between 812 and 812.",
     ]
 
 
@@ -279,3 +281,15 @@ def test_nested_settings_become_dotted_names() -> None:
         ("seed", "None"),
         ("extra", "{}"),
     ]
+
+
+def test_the_change_of_base_is_shown_and_repetition_too(tmp_path: Path) -> None:
+    record = run_record()
+    loop = dataclasses.replace(record.answers[0], tuned="round and round we go " * 8)
+    write_report(dataclasses.replace(record, answers=(loop,)), tmp_path)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    table = text[text.index("On the base it will be served on") :]
+    assert "−0.020" in table
+    assert "of it repeated" in text
+    write_report(dataclasses.replace(record, float_losses=()), tmp_path)
+    assert "On the base it will be served on" not in (tmp_path / "report.html").read_text("utf-8")

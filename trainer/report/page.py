@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from trainer import summary
 from trainer.record import HistoryPoint, RunRecord
 from trainer.report.plots import series
+from trainer.scores import repetition
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -31,6 +32,8 @@ def render_page(
     *,
     loss_images: tuple[bytes, bytes],
     learning_rate_images: tuple[bytes, bytes],
+    gradient_norm_images: tuple[bytes, bytes],
+    speed_images: tuple[bytes, bytes],
 ) -> str:
     """The page. Images are PNG, (light, dark)."""
     # Autoescape is what keeps a model's answer from becoming part of the page.
@@ -50,6 +53,7 @@ def render_page(
         signed=summary.signed,
         signed_percent=summary.signed_percent,
         perplexity=summary.perplexity,
+        repetition=repetition,
     )
     return environment.get_template("report.html.j2").render(
         run=record,
@@ -58,6 +62,12 @@ def render_page(
         relative_change=summary.relative_change,
         loss_graph=_graph(loss_images, describe_loss(record.history)),
         learning_rate_graph=_graph(learning_rate_images, describe_learning_rate(record.history)),
+        gradient_norm_graph=_graph(
+            gradient_norm_images, _describe_range("gradient norm", record.history, "grad_norm")
+        ),
+        speed_graph=_graph(
+            speed_images, _describe_range("speed", record.history, "tokens_per_second")
+        ),
         recipe=flatten(record.recipe),
         resolved_arguments=flatten(record.resolved_arguments),
     )
@@ -90,6 +100,13 @@ def describe_learning_rate(history: Sequence[HistoryPoint]) -> str:
         f"The learning rate starts at {rates[0]:.3g}, is highest at step {steps[rates.index(peak)]} "
         f"with {peak:.3g}, and ends at {rates[-1]:.3g} at step {steps[-1]}."
     )
+
+
+def _describe_range(label: str, history: Sequence[HistoryPoint], field: str) -> str:
+    steps, values = series(history, field)
+    if not steps:
+        return f"No {label} was logged."
+    return f"The {label} is between {min(values):,.3g} and {max(values):,.3g}."
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Draws the run's two graphs as PNG.
+"""Draws the run's graphs as PNG.
 
 Figures are made directly on the Agg canvas: pyplot would keep global state and look for a screen.
 """
@@ -68,6 +68,27 @@ def draw_learning_rate(history: Sequence[HistoryPoint], palette: Palette) -> byt
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4), useMathText=True)
     axes.yaxis.get_offset_text().set_color(palette.text)
     _finish(axes, palette, steps=rates[0], legend=False)
+    return _png(figure)
+
+
+def draw_gradient_norm(history: Sequence[HistoryPoint], palette: Palette) -> bytes:
+    """The gradient's norm, before it is clipped, over steps."""
+    return _draw(history, "grad_norm", "Gradient norm over steps", "norm before clipping", palette)
+
+
+def draw_speed(history: Sequence[HistoryPoint], palette: Palette) -> bytes:
+    """Real tokens per second since the point before, over steps."""
+    return _draw(history, "tokens_per_second", "Speed over steps", "real tokens/s", palette)
+
+
+def _draw(
+    history: Sequence[HistoryPoint], field: str, title: str, ylabel: str, palette: Palette
+) -> bytes:
+    figure, axes = _graph(title, ylabel, palette)
+    points = series(history, field)
+    axes.plot(*points, color=palette.first, marker=_marker(points))
+    axes.set_ylim(bottom=0)
+    _finish(axes, palette, steps=points[0], legend=False)
     return _png(figure)
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from trainer.record import RunRecord
 from trainer.report.page import render_page
-from trainer.report.plots import DARK, LIGHT, draw_learning_rate, draw_loss
+from trainer.report.plots import (
+    DARK,
+    LIGHT,
+    draw_gradient_norm,
+    draw_learning_rate,
+    draw_loss,
+    draw_speed,
+)
 from trainer.report.tables import answers_csv, history_csv, losses_csv
 from trainer.strict_json import strict_json
 
@@ -23,6 +30,11 @@ def write_report(record: RunRecord, directory: Path) -> None:
         record,
         loss_images=(loss, draw_loss(record.history, DARK)),
         learning_rate_images=(learning_rate, draw_learning_rate(record.history, DARK)),
+        gradient_norm_images=(
+            draw_gradient_norm(record.history, LIGHT),
+            draw_gradient_norm(record.history, DARK),
+        ),
+        speed_images=(draw_speed(record.history, LIGHT), draw_speed(record.history, DARK)),
     )
     texts = {
         "run.json": strict_json(record),

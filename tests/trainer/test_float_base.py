@@ -1,0 +1,40 @@
+"""The loss on the float base is measured in a process of its own, on the same rows, and told with the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.models import write_peft_adapter
+from tests.trainer.recipes import prepared, tiny_recipe
+from trainer.float_base import float_base_losses, measure_both
+
+
+def test_it_is_that_of_the_float_base(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from trainer.backends.peft import PeftBackend
+    from trainer.losses import LossMeter
+
+    write_peft_adapter(tiny_model, tmp_path / "adapter")
+    _, rows = prepared(tiny_recipe(tiny_model, tmp_path, rows=5))
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "adapter"
+    )
+    model.eval()
+    here = measure_both(LossMeter(PeftBackend(), model, "float32", 0, 2), model, tuple(rows))
+    losses, problem = float_base_losses(str(tiny_model), tmp_path / "adapter", tuple(rows), 0, here)
+    assert problem is None
+    assert [loss.source for loss in losses] == ["chats", "all"]
+    for loss in losses:
+        assert loss.base_float == pytest.approx(loss.base_quantised, rel=1e-5)
+        assert loss.tuned_float == pytest.approx(loss.tuned_quantised, rel=1e-5)
+        assert loss.tuned_float != pytest.approx(loss.base_float, rel=1e-3)
+    nothing, problem = float_base_losses(
+        str(tmp_path / "nowhere"), tmp_path / "adapter", tuple(rows), 0, here
+    )
+    assert nothing == ()
+    assert problem is not None
+    assert problem.startswith("The losses on the float32 base were not measured: ")
