@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -103,8 +103,7 @@ class Metrics:
             "lorachat_unknown_fields", "Fields of requests that this server does not know.", "name"
         )
         self._http = counter("http_requests", "HTTP requests.", "method", "handler", "status")
-        started = Gauge("process_start_time_seconds", "Unix time of the start.", registry=registry)
-        started.set(time.time())
+        ProcessCollector(registry=registry)  # memory, processor time, open files, start
         registry.register(_EngineCollector(stats, info))
 
     def exposition(self) -> bytes:

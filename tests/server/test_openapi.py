@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +87,13 @@ def test_the_guide_has_every_metric(server: Running) -> None:
     for name in re.findall(r"^# TYPE ((?:vllm|lorachat)\S+)", text, re.MULTILINE):
         base = re.sub(r"_(total|created|info)$", "", name)
         assert base in GUIDE or "lorachat_kv_blocks" in base, name
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_memory_and_start_of_the_process_are_told(server: Running) -> None:
+    """The client's status page shows the memory."""
+    assert server.metric("process_resident_memory_bytes") > 1e6
+    assert 0 <= time.time() - server.metric("process_start_time_seconds") < 86400
 
 
 def test_the_guides_bounds_are_the_schemas(document: dict[str, Any]) -> None:
