@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
@@ -17,6 +18,11 @@ os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False",
     OMP_NUM_THREADS="1",
 )
+
+# In CI the same examples at every run: what stops a change there should come from the change. Elsewhere new ones.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parent.parent
 

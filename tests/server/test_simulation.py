@@ -29,6 +29,11 @@ def says(row: Row, text: list[int], draw: int) -> int:
     return encode("abcd")[source % 4]
 
 
+def decodes(row: Row) -> bool:
+    """Whether it computes its newest token, and drafts; also one that was sent back and has only that left."""
+    return bool(row.output_ids) and len(row.token_ids) - row.num_drafts == 1
+
+
 @dataclass(frozen=True)
 class Ask:
     """One request of the simulation."""
@@ -130,11 +135,14 @@ def simulate(
         assert steps < 3000, "no progress"
         assert len(batch.rows) <= limits.max_running
         assert batch.num_tokens <= max(limits.max_step_tokens, limits.max_running)
-        # Those that drew in the last step and were not sent back since.
-        decoding = [row for row in batch.rows if id(row.output_ids) in drew_before]
-        if decoding:
-            others = sum(len(row.token_ids) for row in batch.rows if row not in decoding)
-            assert others <= limits.prefill_tokens_beside_decoding
+        # Those that drew in the last step keep their pace, whatever prompts come beside them.
+        if any(id(row.output_ids) in drew_before for row in batch.rows):
+            prompts = sum(
+                len(row.token_ids)
+                for row in batch.rows
+                if id(row.output_ids) not in drew_before and not decodes(row)
+            )
+            assert prompts <= limits.prefill_tokens_beside_decoding
         drew_before = {id(row.output_ids) for row in batch.rows if row.num_draws}
         for s, said in scheduler.commit(batch, runner.step(batch)):
             events[s.request_id, s.index].append(said)
