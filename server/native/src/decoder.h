@@ -54,10 +54,9 @@ struct Span {
   const Adapter *adapter;
 };
 
-// Rows of a flat matrix: which token each is, and which neighbours go together.
+// Rows of a flat matrix: how many, whose tokens they are, and which neighbours have one adapter.
 struct Rows {
   int count = 0;
-  std::vector<int32_t> positions;
   std::vector<Piece> pieces;
   std::vector<Span> spans;
 };
@@ -118,7 +117,6 @@ class Decoder {
       if (few.count) mlp(l, few, few_x_);
       x_.swap(few_x_);
     }
-    outputs_ = int(output_rows.size());
   }
 
   // Logits of the kept outputs [first, first+count): (count, vocab), valid until the next call.
@@ -138,7 +136,6 @@ class Decoder {
     few.count = int(chosen.size());
     for (int i = 0; i < few.count; i++) {
       int row = chosen[i];
-      few.positions.push_back(all.positions[row]);
       for (auto &piece : all.pieces)
         if (row >= piece.first && row < piece.first + piece.count)
           few.pieces.push_back({i, 1, piece.start + row - piece.first, piece.blocks});
@@ -388,7 +385,6 @@ class Decoder {
     int piece, head, first, count;
   };
 
-  int outputs_ = 0;
   std::vector<float> x_, few_x_, q_, k_, v_, gate_, up_, logits_;
   Operand in_, few_in_, attended_, mlp_in_, active_;
   std::vector<Product> products_;

@@ -122,14 +122,12 @@ void step(Decoder &decoder, const StepArguments &a) {
   for (int i = 0; i < a.num_copies; i++) decoder.cache.copy(a.copies[2 * i], a.copies[2 * i + 1]);
   Rows all;
   all.count = a.num_tokens;
-  all.positions.resize(a.num_tokens);
   std::vector<int32_t> outputs;
   std::vector<Work> work;
   int draws = 0;
   for (int i = 0; i < a.num_rows; i++) {
     const RowArguments &row = a.rows[i];
     all.pieces.push_back({row.first, row.count, row.start, a.block_ids + row.first_block});
-    for (int t = 0; t < row.count; t++) all.positions[row.first + t] = row.start + t;
     if (row.adapter >= 0) {
       auto *adapter = static_cast<const Adapter *>(a.adapters[row.adapter]);
       if (!all.spans.empty() && all.spans.back().adapter == adapter) all.spans.back().count += row.count;
