@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import starlette
 
 from server.api.schemas.examples import EXAMPLES
 from server.errors import ModelLoadError
@@ -27,6 +28,7 @@ from server.model.mapped_file import MappedFile
 from server.tools.brackets import Brackets
 from server.tools.formats import ToolFormat
 from server.tools.parser import CallParser
+from tests.conftest import ROOT
 from tests.fuzz.raw import PATHS, damaged, mutated
 from tests.models import write_tiny_model
 from tests.server.api_fakes import FakeEngine
@@ -245,3 +247,15 @@ def test_arrays_in_arrays_use_no_stack_up(tmp_path: Path) -> None:
     path.write_bytes(header + struct.pack("<I", 9) + nested)
     with pytest.raises(ModelLoadError, match=r"deep\.gguf has an array of arrays"):
         GGUFHeader(MappedFile(path))
+
+
+def test_no_route_sends_files_or_takes_forms(server: Running) -> None:
+    """Starlette's Range header (CVE-2025-62727) and multipart (CVE-2025-54121): neither has a place here."""
+    assert tuple(map(int, starlette.__version__.split(".")[:2])) >= (0, 49)
+    for path in (ROOT / "server").rglob("*.py"):
+        used = re.search(
+            r"FileResponse|StaticFiles|UploadFile|Form\(|\.form\(", path.read_text("utf-8")
+        )
+        assert used is None, f"{path}: {used}"
+    form = server.http.post(CHAT, files={"file": b"x" * 100})
+    assert form.status_code == 400
