@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from server.model.adapter import module_sizes
 from server.model.config import DecoderConfig
-from server.model.lora import AdapterWeights
+from server.model.lora import AdapterWeights, Ranks
 from server.native.library import (
     INPUTS,
     MODULES,
@@ -78,6 +79,25 @@ class StoredWeights:
         return "mixed" if self.matrices_bf16 else "float32"
 
 
+# Blocks beyond those that the engine hands out: for computing something beside its sequences (score.py).
+SPARE_BLOCKS = 2
+# Matrices are packed in tiles of so many rows; the last one is filled up.
+TILE_ROWS = 32
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class PackedAdapter:
+    """An adapter version in the library's own layout; what it was read from is not needed any more.
+
+    num_bytes: memory it takes. Freed with the object.
+    """
+
+    key: str
+    digest: str
+    num_bytes: int
+    native: NativeAdapter
+
+
 class NativeRunner:
     """Owns the packed weights, the KV blocks and the packed adapters."""
 
@@ -95,7 +115,12 @@ class NativeRunner:
             )
         self.kernel = library.variant
         self._vocab = base.config.vocab_size
-        self._decoder = NativeDecoder(library, shape, threads=threads, num_blocks=self.num_blocks)
+        self._config = base.config
+        self._decoder = NativeDecoder(
+            library, shape, threads=threads, num_blocks=self.num_blocks + SPARE_BLOCKS
+        )
+        # Its threads serve one caller at a time, so that packing beside a running step needs a pool of its own.
+        self._packer = NativeDecoder(library, shape, threads=1, num_blocks=1)
         self.weights = _load(self._decoder, base)
         self._adapters: WeakKeyDictionary[AdapterWeights, NativeAdapter] = WeakKeyDictionary()
 
@@ -115,14 +140,36 @@ class NativeRunner:
             results[place] = result
         return results
 
-    def _adapter(self, adapter: AdapterWeights) -> NativeAdapter:
+    @property
+    def spare_blocks(self) -> tuple[int, ...]:
+        return tuple(range(self.num_blocks, self.num_blocks + SPARE_BLOCKS))
+
+    def adapter_bytes(self, ranks: Ranks) -> int:
+        """Memory that such an adapter takes once it is packed, at most (values that bfloat16 holds take half)."""
+        sizes, total = module_sizes(self._config), 0
+        for layer in range(self._config.num_layers):
+            for modules in INPUTS:
+                stacked = sum(ranks.get((layer, module), 0) for module in modules)
+                total += _tiled(stacked) * sizes[modules[0]][0]
+                for module in modules:
+                    total += _tiled(sizes[module][1]) * ranks.get((layer, module), 0)
+        return 4 * total
+
+    def pack(self, adapter: AdapterWeights) -> PackedAdapter:
+        """May run beside a step, in one other thread at a time."""
+        native = self._pack(adapter, self._packer)
+        return PackedAdapter(adapter.key, adapter.digest, self.adapter_bytes(adapter.ranks), native)
+
+    def _adapter(self, adapter: AdapterWeights | PackedAdapter) -> NativeAdapter:
+        if isinstance(adapter, PackedAdapter):
+            return adapter.native
         packed = self._adapters.get(adapter)
         if packed is None:
-            packed = self._adapters[adapter] = self._pack(adapter)
+            packed = self._adapters[adapter] = self._pack(adapter, self._decoder)
         return packed
 
-    def _pack(self, adapter: AdapterWeights) -> NativeAdapter:
-        packed = self._decoder.new_adapter()
+    def _pack(self, adapter: AdapterWeights, decoder: NativeDecoder) -> NativeAdapter:
+        packed = decoder.new_adapter()
         for layer in range(self._decoder.shape.layers):
             for number, modules in enumerate(INPUTS):
                 pairs = [
@@ -133,6 +180,10 @@ class NativeRunner:
                 if pairs:
                     packed.set_input(layer, number, pairs)
         return packed
+
+
+def _tiled(rows: int) -> int:
+    return -(-rows // TILE_ROWS) * TILE_ROWS
 
 
 def shape_of(config: DecoderConfig, positions: int) -> Shape:
@@ -225,7 +276,7 @@ class _Arguments:
     def __init__(self, rows: Sequence[Row], batch: Batch, vocab: int) -> None:
         self._rows = rows
         self._copies = batch.copies
-        self.adapters: list[AdapterWeights] = []
+        self.adapters: list[AdapterWeights | PackedAdapter] = []
         self._lists = {
             name: _Flat()
             for name in (
@@ -255,7 +306,7 @@ class _Arguments:
         to.first_block = lists["block_ids"].add(row.block_ids)
         to.adapter = -1
         if row.adapter is not None:
-            assert isinstance(row.adapter, AdapterWeights)
+            assert isinstance(row.adapter, AdapterWeights | PackedAdapter)
             if not self.adapters or self.adapters[-1] is not row.adapter:
                 self.adapters.append(row.adapter)
             to.adapter = len(self.adapters) - 1

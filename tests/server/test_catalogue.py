@@ -104,11 +104,11 @@ def test_versions_share_a_tokenizer_and_leave_nothing_behind(volume: Volume) -> 
     volume.catalogue.refresh()
     models = [volume.catalogue.find(f"talk@{v}") for v in (OLD, NEW)]
     assert models[0].tokenizer._tokenizer is models[1].tokenizer._tokenizer
-    assert models[0].adapter is not None
-    pair = models[0].adapter.pairs[0, "q_proj"]
-    weights, tokenizer = weakref.ref(pair.a), weakref.ref(models[0].tokenizer._tokenizer)
-    del pair
+    lease = volume.catalogue.acquire(models[0]).result(10)
+    weights, tokenizer = weakref.ref(lease.adapter), weakref.ref(models[0].tokenizer._tokenizer)
+    lease.release()
     models.clear()
+    del lease
     shutil.rmtree(volume.root / "talk")
     volume.catalogue.refresh()
     gc.collect()
