@@ -276,9 +276,9 @@ class AdapterInfo:
 
     id: NAME@VERSION, or NAME of a folder that was refused as a whole. state: refused; unloaded (by an operator);
     draining (gone from the volume or unloaded, but answers still run); pinned, serving (answers run) or loaded, all
-    three in memory; available (comes into memory when it is asked for). latest: what NAME stands for. signed: published with
-    a manifest. reason: of a refusal. since: of a refusal or unloading, Unix seconds. bytes: of memory, at most.
-    last_used, created: Unix seconds. probe: "passed", or why nothing was compared.
+    three in memory; available (comes into memory when it is asked for). latest: what NAME stands for. signed:
+    published with a manifest. reason: of a refusal. since: of refusing or unloading, Unix seconds. bytes: of memory, at
+    most. last_used, created: Unix seconds. probe: "passed", or why nothing was compared.
     """
 
     id: str
@@ -342,6 +342,10 @@ class Adapters(Protocol):
         ...
 
     def unpin(self, name: str) -> Sequence[AdapterInfo]: ...
+
+    def is_at(self, name: str, path: str) -> bool:
+        """Whether a path, absolute or from the volume's root, is where NAME or NAME@VERSION lies under that root."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

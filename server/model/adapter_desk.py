@@ -11,11 +11,14 @@ from typing import Any
 from server.errors import ConflictError, ModelNotFoundError, OverloadedError, UnavailableError
 from server.model.adapter_memory import Lease
 from server.model.admission import WAIT_SECONDS
-from server.model.catalogue import (
+from server.model.catalogue import VolumeCatalogue
+from server.model.snapshot import (
+    LATEST,
     LoadedModel,
     Refusal,
     Unloaded,
-    VolumeCatalogue,
+    is_name,
+    is_version,
     keys_of,
 )
 from server.types import AdapterInfo, AdapterStats, ServedModel
@@ -122,6 +125,21 @@ class AdapterDesk:
                 self._pins.discard(key)
             self._apply_pins()
             return self._told(name)
+
+    def is_at(self, name: str, path: str) -> bool:
+        root = self._catalogue.volume
+        adapter, _, version = name.partition("@")
+        if root is None or not is_name(adapter) or (version and not is_version(version)):
+            return False
+        try:
+            # What a name stands for is joined by us and not taken from the path; a link out of the root is nobody.
+            there, own = (root / path).resolve(), (root / adapter).resolve()
+        except (OSError, ValueError, RuntimeError):
+            return False
+        if not own.is_relative_to(root.resolve()):
+            return False
+        places = {own / version} if version else {own, (own / LATEST).resolve()}
+        return there in places
 
     def _pinned_keys(self) -> set[str]:
         snapshot = self._catalogue.snapshot

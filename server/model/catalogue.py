@@ -8,90 +8,36 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.errors import AdapterError, ModelNotFoundError
-from server.model.adapter_memory import AdapterMemory, Lease, Loadable
-from server.model.admission import AdapterRef, Admission, NotNowError, Packer, PlainPacker
+from server.model.adapter_memory import AdapterMemory, Lease
+from server.model.admission import Admission, NotNowError, Packer, PlainPacker
 from server.model.checked_cache import CheckedCache
 from server.model.loader import BaseModel
 from server.model.probe import Score
-from server.model.tokenizer import ChatTokenizer
-from server.model.version import Reader, State, Version, is_plain, state_of
-from server.types import Message, ModelInfo, TextDecoder
+from server.model.snapshot import (
+    BASE_NAME,
+    LATEST,
+    LoadedModel,
+    Refusal,
+    Snapshot,
+    Unloaded,
+    is_name,
+    subfolders,
+)
+from server.model.version import Reader, State, is_plain, state_of
+from server.types import ModelInfo
 
 log = logging.getLogger("lorachat.adapters")
 
-BASE_NAME = "base"
-LATEST = "latest"
 UNSIGNED = "it has no manifest.json, so it was not published by the trainer; --allow-unsigned-adapters serves it"
 UNBOUNDED = 2**62  # bytes: more than there are
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """The base, or the base with one adapter version, whose weights may be in memory or not. Fits ServedModel."""
-
-    id: str
-    adapter: AdapterRef | None
-    stop_token_ids: frozenset[int]
-    created: int
-    tokenizer: ChatTokenizer
-    version: Version | None = None
-    loadable: Loadable | None = None
-
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        return self.tokenizer.encode_chat(messages)
-
-    def text_decoder(self) -> TextDecoder:
-        return self.tokenizer.text_decoder()
-
-
-def _info(name: str, model: LoadedModel) -> ModelInfo:
-    digest = None if model.adapter is None else model.adapter.digest
-    return ModelInfo(name, model.id, BASE_NAME, model.created, digest)
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a version is not served. kind: the check it failed. state: its files then; None: look again in any case.
-
-    since: Unix seconds.
-    """
-
-    state: State | None
-    kind: str
-    reason: str
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class Unloaded:
-    """What an operator took out of service. since: Unix seconds. model: what was served. state: its files then.
-
-    A manifest makes a version immutable; what has none is another one once its files have changed.
-    """
-
-    since: float
-    model: LoadedModel
-    state: State | None
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One look at the volume. Replaced whole, so readers in other threads never see half of one."""
-
-    versions: dict[str, LoadedModel] = field(default_factory=dict)  # by NAME@VERSION
-    latest: dict[str, str] = field(default_factory=dict)  # NAME -> NAME@VERSION
-    refused: dict[str, Refusal] = field(default_factory=dict)  # by NAME@VERSION, or NAME
 
 
 class VolumeCatalogue:
@@ -146,6 +92,10 @@ class VolumeCatalogue:
             BASE_NAME, None, base.stop_token_ids, created, base.tokenizer
         )
         self._snapshot = Snapshot()
+
+    @property
+    def volume(self) -> Path | None:
+        return self._volume
 
     @property
     def snapshot(self) -> Snapshot:
@@ -207,12 +157,12 @@ class VolumeCatalogue:
 
     def _look(self, volume: Path) -> Snapshot:
         found = Snapshot()
-        for folder in _subfolders(volume):
+        for folder in subfolders(volume):
             name = folder.name
-            if name == BASE_NAME or not _NAME.fullmatch(name):
+            if not is_name(name):
                 continue
             plain = self._plain_version(name, folder, found) if is_plain(folder) else None
-            for version_folder in _subfolders(folder):
+            for version_folder in subfolders(folder):
                 signed = os.path.lexists(version_folder / "manifest.json")
                 if is_plain(folder) and not signed:
                     continue  # training left it there, such as a checkpoint
@@ -333,6 +283,11 @@ class VolumeCatalogue:
         return fallback
 
 
+def _info(name: str, model: LoadedModel) -> ModelInfo:
+    digest = None if model.adapter is None else model.adapter.digest
+    return ModelInfo(name, model.id, BASE_NAME, model.created, digest)
+
+
 def _is_same(model: LoadedModel, folder: Path) -> bool:
     """Whether its files are those that were checked: a manifest makes a version immutable."""
     version = model.version
@@ -345,23 +300,3 @@ def _state_or_none(folder: Path) -> State | None:
         return state_of(folder)
     except OSError:
         return None
-
-
-def keys_of(name: str, keys: Iterable[str]) -> list[str]:
-    """Those of the keys that NAME or NAME@VERSION speaks of."""
-    return sorted(key for key in keys if key == name or key.startswith(f"{name}@"))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """Names that begin with a dot are versions being written; `latest` is read as a link, not as a folder.
-
-    Raises OSError if a folder that is there cannot be read.
-    """
-    try:
-        entries = sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    # os.path.isdir, and not Path.is_dir: that one raises for a link with an impossible target.
-    return [
-        e for e in entries if not e.name.startswith(".") and e.name != LATEST and os.path.isdir(e)
-    ]

@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from server.model.adapter import module_sizes
 from server.model.config import DecoderConfig
 from server.model.lora import AdapterWeights, Ranks
+from server.model.native_adapter import AdapterPacker, PackedAdapter
 from server.native.library import (
     INPUTS,
     MODULES,
@@ -81,21 +81,6 @@ class StoredWeights:
 
 # Blocks beyond those that the engine hands out: for computing something beside its sequences (score.py).
 SPARE_BLOCKS = 2
-# Matrices are packed in tiles of so many rows; the last one is filled up.
-TILE_ROWS = 32
-
-
-@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
-class PackedAdapter:
-    """An adapter version in the library's own layout; what it was read from is not needed any more.
-
-    num_bytes: memory it takes. Freed with the object.
-    """
-
-    key: str
-    digest: str
-    num_bytes: int
-    native: NativeAdapter
 
 
 class NativeRunner:
@@ -115,12 +100,10 @@ class NativeRunner:
             )
         self.kernel = library.variant
         self._vocab = base.config.vocab_size
-        self._config = base.config
         self._decoder = NativeDecoder(
             library, shape, threads=threads, num_blocks=self.num_blocks + SPARE_BLOCKS
         )
-        # Its threads serve one caller at a time, so that packing beside a running step needs a pool of its own.
-        self._packer = NativeDecoder(library, shape, threads=1, num_blocks=1)
+        self._packer = AdapterPacker(library, shape, base.config)
         self.weights = _load(self._decoder, base)
         self._adapters: WeakKeyDictionary[AdapterWeights, NativeAdapter] = WeakKeyDictionary()
 
@@ -145,45 +128,18 @@ class NativeRunner:
         return tuple(range(self.num_blocks, self.num_blocks + SPARE_BLOCKS))
 
     def adapter_bytes(self, ranks: Ranks) -> int:
-        """Memory that such an adapter takes once it is packed, at most (values that bfloat16 holds take half)."""
-        sizes, total = module_sizes(self._config), 0
-        for layer in range(self._config.num_layers):
-            for modules in INPUTS:
-                stacked = sum(ranks.get((layer, module), 0) for module in modules)
-                total += _tiled(stacked) * sizes[modules[0]][0]
-                for module in modules:
-                    total += _tiled(sizes[module][1]) * ranks.get((layer, module), 0)
-        return 4 * total
+        return self._packer.adapter_bytes(ranks)
 
     def pack(self, adapter: AdapterWeights) -> PackedAdapter:
-        """May run beside a step, in one other thread at a time."""
-        native = self._pack(adapter, self._packer)
-        return PackedAdapter(adapter.key, adapter.digest, self.adapter_bytes(adapter.ranks), native)
+        return self._packer.pack(adapter)
 
     def _adapter(self, adapter: AdapterWeights | PackedAdapter) -> NativeAdapter:
         if isinstance(adapter, PackedAdapter):
             return adapter.native
         packed = self._adapters.get(adapter)
         if packed is None:
-            packed = self._adapters[adapter] = self._pack(adapter, self._decoder)
+            packed = self._adapters[adapter] = self._packer.pack(adapter).native
         return packed
-
-    def _pack(self, adapter: AdapterWeights, decoder: NativeDecoder) -> NativeAdapter:
-        packed = decoder.new_adapter()
-        for layer in range(self._decoder.shape.layers):
-            for number, modules in enumerate(INPUTS):
-                pairs = [
-                    (m, p.a, p.b, p.scaling)
-                    for m in modules
-                    if (p := adapter.pairs.get((layer, m)))
-                ]
-                if pairs:
-                    packed.set_input(layer, number, pairs)
-        return packed
-
-
-def _tiled(rows: int) -> int:
-    return -(-rows // TILE_ROWS) * TILE_ROWS
 
 
 def shape_of(config: DecoderConfig, positions: int) -> Shape:
