@@ -139,7 +139,9 @@ def _read_tensors(
     except (OSError, SafetensorsError) as error:
         raise AdapterError(f"{WEIGHTS_FILE} is missing or damaged ({error})") from None
     if sha256 is not None and hashlib.sha256(source.data).hexdigest() != sha256:
-        raise AdapterError(f"{WEIGHTS_FILE} is not the file that was published: its digest differs")
+        raise AdapterError(
+            f"{WEIGHTS_FILE} is not the file that was published: its digest differs", "digest"
+        )
     for name, entry in table.items():
         place = _bind(name, config)
         _check_entry(place, name, entry, config)

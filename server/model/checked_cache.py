@@ -63,7 +63,8 @@ class CheckedCache:
             return
 
     def _path(self, version: Version) -> Path:
-        name = hashlib.sha256(str(version.folder.resolve()).encode()).hexdigest()[:32]
+        about = json.dumps([str(version.folder.resolve()), *self._scope])
+        name = hashlib.sha256(about.encode()).hexdigest()[:32]
         return self._folder / f"{name}.json"
 
     def _about(self, version: Version) -> dict[str, Any]:
