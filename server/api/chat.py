@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from server.adapter_types import AdapterLease
 from server.api.caller import Caller
 from server.api.chat_answer import ChoiceReader
 from server.api.logprobs import LogprobWriter
@@ -21,13 +22,7 @@ from server.api.service import Service
 from server.api.structure import structure_of
 from server.errors import InvalidRequestError
 from server.grammar.constraint import GrammarConstraint
-from server.types import (
-    AdapterLease,
-    ChatOptions,
-    GenerationRequest,
-    Message,
-    TokenConstraint,
-)
+from server.types import ChatOptions, GenerationRequest, Message, TokenConstraint
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
-from server.types import AdapterStats, EngineStats, Finished, GenerationRequest, Usage
+from server.adapter_types import AdapterStats
+from server.types import EngineStats, Finished, GenerationRequest, Usage
 
 if TYPE_CHECKING:
     from server.api.run import Clock

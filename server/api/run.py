@@ -8,12 +8,12 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from server.adapter_types import AdapterLease
 from server.api.service import Service
 from server.engine.generation import Generation
 from server.errors import EngineError
 from server.grammar.constraint import GrammarConstraint
 from server.types import (
-    AdapterLease,
     Delta,
     Event,
     Failed,

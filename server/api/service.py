@@ -9,18 +9,12 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from server.adapter_types import AdapterLease, Adapters, AdapterStats
 from server.api.metrics import Metrics
 from server.engine.engine import DEAD, Engine
 from server.errors import NotServedError, UnavailableError
 from server.grammar.compiler import GrammarCompiler
-from server.types import (
-    AdapterLease,
-    Adapters,
-    AdapterStats,
-    Catalogue,
-    EngineStats,
-    ServedModel,
-)
+from server.types import Catalogue, EngineStats, ServedModel
 
 
 @dataclass(frozen=True, slots=True)

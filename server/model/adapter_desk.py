@@ -8,6 +8,7 @@ from collections import Counter
 from concurrent.futures import Future
 from typing import Any
 
+from server.adapter_types import AdapterInfo, AdapterStats
 from server.errors import ConflictError, ModelNotFoundError, OverloadedError, UnavailableError
 from server.model.adapter_memory import Lease
 from server.model.admission import WAIT_SECONDS
@@ -21,7 +22,7 @@ from server.model.snapshot import (
     is_version,
     keys_of,
 )
-from server.types import AdapterInfo, AdapterStats, ServedModel
+from server.types import ServedModel
 
 log = logging.getLogger("lorachat.adapters")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from server.adapter_types import AdapterInfo
 from server.engine.engine import Engine
 from server.engine.scheduler import Limits
 from server.model.adapter_desk import AdapterDesk
@@ -23,7 +24,6 @@ from server.model.loader import BaseModel, load_base
 from server.model.probe import TOLERANCE, NoProbe, Probe, read_probe
 from server.model.score import score
 from server.native.build import build
-from server.types import AdapterInfo
 from tests.families import write_model
 from tests.models import write_peft_adapter
 from tests.trainer.run_records import run_record

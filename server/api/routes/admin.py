@@ -12,6 +12,7 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from server.adapter_types import AdapterInfo
 from server.api.admin_access import require_admin
 from server.api.openapi import documented
 from server.api.routes.respond import read_body
@@ -25,7 +26,6 @@ from server.api.schemas.admin import (
 )
 from server.api.service import Service
 from server.errors import InvalidRequestError
-from server.types import AdapterInfo
 
 # Ways to be served: everything else is out of service.
 OUT = ("refused", "unloaded", "draining")
