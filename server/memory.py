@@ -16,6 +16,12 @@ RESERVED_BYTES = 768 * 2**20
 KV_CACHE_SHARE = 0.5
 
 
+# Adapters come and go; those that are in use must have room beside the keys and values.
+ADAPTER_SHARE = 0.25
+# On a machine that the weights fill, a few adapters still fit into what is reserved.
+LEAST_ADAPTER_BYTES = 128 * 2**20
+
+
 def available_bytes(limits: tuple[Path, ...] = CGROUP_LIMITS) -> int:
     """The machine's memory, or the container's limit where that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -30,3 +36,8 @@ def available_bytes(limits: tuple[Path, ...] = CGROUP_LIMITS) -> int:
 def kv_cache_budget(memory: int, weight_bytes: int, enough: int) -> int:
     """Bytes for the KV cache: half of what the weights leave, and no more than `enough`. May be 0 or less."""
     return min(enough, int((memory - weight_bytes - RESERVED_BYTES) * KV_CACHE_SHARE))
+
+
+def adapter_budget(memory: int, weight_bytes: int) -> int:
+    """Bytes for adapters: a quarter of what the weights leave, and some in any case."""
+    return max(LEAST_ADAPTER_BYTES, int((memory - weight_bytes - RESERVED_BYTES) * ADAPTER_SHARE))

@@ -263,6 +263,8 @@ class GenerationRequest:
     n: int = 1
     # Prefix blocks are shared only within one scope: an API key's name, a cache_salt, or both.
     cache_scope: str = ""
+    # What the runner computes with; None: the model has no adapter, or is its own handle.
+    adapter: AdapterHandle | None = None
     # Makes the constraint of one choice; each choice has its own state.
     new_constraint: Callable[[], TokenConstraint] | None = None
 

@@ -8,7 +8,9 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from server.api import errors, openapi
+from server.api.admin_access import AdminAccess
 from server.api.guard import Guard
+from server.api.routes.admin import admin_router
 from server.api.routes.chat import chat_router
 from server.api.routes.completions import completions_router
 from server.api.routes.models import models_router
@@ -24,10 +26,12 @@ def create_app(
     service: Service,
     *,
     api_keys: Sequence[str] = (),
+    admin_key: str | None = None,
     max_body_bytes: int = 4 * 2**20,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     app = FastAPI(title="lorachat", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.admin = AdminAccess(is_open=not api_keys, key=admin_key)
     errors.install(app, service.metrics.rejected)
     for make_router in (
         chat_router,
@@ -36,6 +40,7 @@ def create_app(
         tokens_router,
         models_router,
         operations_router,
+        admin_router,
     ):
         app.include_router(make_router(service))
     openapi.install(app)

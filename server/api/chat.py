@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from server.adapter_types import AdapterLease
 from server.api.caller import Caller
 from server.api.chat_answer import ChoiceReader
 from server.api.logprobs import LogprobWriter
@@ -21,12 +22,7 @@ from server.api.service import Service
 from server.api.structure import structure_of
 from server.errors import InvalidRequestError
 from server.grammar.constraint import GrammarConstraint
-from server.types import (
-    ChatOptions,
-    GenerationRequest,
-    Message,
-    TokenConstraint,
-)
+from server.types import ChatOptions, GenerationRequest, Message, TokenConstraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +61,7 @@ async def start_chat(
         new_constraint = await service.grammars.compile(
             structure.grammar, model.tokenizer, model.stop_token_ids, structure.param
         )
+    lease = await service.lease(model)
     run = submit(
         service,
         GenerationRequest(
@@ -77,6 +74,7 @@ async def start_chat(
         ),
         clock,
         new_constraint,
+        lease,
     )
     writer = LogprobWriter(model.tokenizer)
     readers = [ChoiceReader(run.request, structure.new_parser, writer, num_top) for _ in range(n)]
@@ -88,8 +86,12 @@ def submit(
     request: GenerationRequest,
     clock: Clock,
     new_constraint: Callable[[], GrammarConstraint] | None = None,
+    lease: AdapterLease | None = None,
 ) -> Run:
-    """Raises what the engine raises, and then nothing was queued."""
+    """Raises what the engine raises, and then nothing was queued.
+
+    lease: of the model's adapter; it ends with the run, or here.
+    """
     constraints: list[GrammarConstraint] = []
     if new_constraint is not None:
         make = new_constraint
@@ -100,9 +102,16 @@ def submit(
 
         request = replace(request, new_constraint=remembered)
     clock.submitted = time.perf_counter()
-    generation = service.engine.submit(request)
+    if lease is not None:
+        request = replace(request, adapter=lease.adapter)
+    try:
+        generation = service.engine.submit(request)
+    except Exception:
+        if lease is not None:
+            lease.release()
+        raise
     service.metrics.submitted(request)
-    return Run(service, generation, request, clock, constraints)
+    return Run(service, generation, request, clock, constraints, lease)
 
 
 def check_n(service: Service, fields: SamplingFields) -> int:

@@ -85,6 +85,7 @@ async def start_completion(
     encoded = await asyncio.to_thread(_encode, request, model, vocab_size)
     id_ = f"cmpl-{secrets.token_hex(12)}"
     started = CompletionRuns([], [text for _, text in encoded], n)
+    lease = await service.lease(model)
     try:
         for ids, _ in encoded:
             generation = GenerationRequest(
@@ -95,7 +96,9 @@ async def start_completion(
                 n=n,
                 cache_scope=caller.cache_scope(request.cache_salt),
             )
-            started.runs.append(submit(service, generation, Clock(clock.begun)))
+            # One lease for all, shared: a second one could wait for the first to end.
+            shared = None if lease is None else lease.share()
+            started.runs.append(submit(service, generation, Clock(clock.begun), lease=shared))
     except ContextLengthError as error:
         started.close()
         error.param = "prompt"
@@ -103,6 +106,9 @@ async def start_completion(
     except Exception:
         started.close()
         raise
+    finally:
+        if lease is not None:
+            lease.release()
     return started
 
 

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from server.errors import (
     AuthenticationError,
     BodyTooLargeError,
+    ConflictError,
     EngineDeadError,
     EngineError,
     InvalidRequestError,
@@ -34,6 +35,7 @@ _TABLE: tuple[tuple[type[ServerError], int, str, str | None], ...] = (
     (ModelNotFoundError, 404, "invalid_request_error", "model_not_found"),
     (NotServedError, 404, "invalid_request_error", "not_served"),
     (AuthenticationError, 401, "authentication_error", "invalid_api_key"),
+    (ConflictError, 409, "invalid_request_error", "conflict"),
     (BodyTooLargeError, 413, "invalid_request_error", "request_too_large"),
     (InvalidRequestError, 400, "invalid_request_error", None),
     (OverloadedError, 429, "rate_limit_error", "server_overloaded"),
