@@ -10,13 +10,16 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from server.api.connection import MAX_HEAD_BYTES, connection_class
+
 
 @contextmanager
-def serve(app: FastAPI) -> Iterator[str]:
+def serve(app: FastAPI, stall_seconds: float = 30) -> Iterator[str]:
     """The server's address while the block runs."""
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
-    )
+        app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1,
+        http=connection_class(stall_seconds), ws="none", h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
