@@ -107,8 +107,9 @@ def _serve(settings: Settings) -> int:
     from sse_starlette.sse import AppStatus
 
     from server.api.app import create_app
-    from server.api.connection import MAX_HEAD_BYTES, connection_class
+    from server.api.connection import connection_class
     from server.api.drain import AdminAddress, DrainingServer
+    from server.api.policy import MAX_HEAD_BYTES
     from server.api.service import Service
 
     # The library would cut every stream at SIGTERM; here running answers have drain_seconds to finish.

@@ -10,6 +10,7 @@ ServerError
 │   ├── NotServedError           no model here can do this kind of work
 │   ├── AuthenticationError
 │   ├── ForbiddenError
+│   ├── HeadTooLargeError
 │   ├── BodyTooLargeError
 │   └── SlowBodyError
 ├── OverloadedError              nobody's: later it will work (has retry_after)
@@ -101,6 +102,10 @@ class AuthenticationError(RequestError):
 
 class ForbiddenError(RequestError):
     """Not for this caller, whatever it sends."""
+
+
+class HeadTooLargeError(RequestError):
+    """Address and headers are over the limit."""
 
 
 class BodyTooLargeError(RequestError):

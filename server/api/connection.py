@@ -18,9 +18,10 @@ import h11
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server.api.policy import MAX_HEAD_BYTES
+
 log = logging.getLogger("lorachat.api")
 
-MAX_HEAD_BYTES = 16 * 2**10
 _SEND_BUFFER_BYTES = 64 * 2**10
 
 
@@ -71,7 +72,7 @@ class _Connection(H11Protocol):
             self._write_timer = None
         super().resume_writing()
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """In the shape of every other error. uvicorn calls it where h11's error is being handled."""
         error = sys.exc_info()[1]
         status = getattr(error, "error_status_hint", 400)

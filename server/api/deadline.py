@@ -12,7 +12,7 @@ HEADER = "x-request-timeout"
 
 
 def timeout_seconds(headers: Headers, limit: float | None) -> float | None:
-    """Seconds for the whole request; None: as long as it takes. Raises InvalidRequestError for a header that is no time."""
+    """Seconds for the whole request; None: as long as it takes. Raises InvalidRequestError if the header is no time."""
     given = headers.get(HEADER)
     if given is None:
         return limit

@@ -76,7 +76,7 @@ class DrainingServer(uvicorn.Server):
             return True
         return self._is_draining and (self._is_drained or not self.server_state.tasks)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self._is_draining:
             self.force_exit = self.should_exit = True
             return

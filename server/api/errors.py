@@ -18,6 +18,7 @@ from server.errors import (
     EngineDeadError,
     EngineError,
     ForbiddenError,
+    HeadTooLargeError,
     InvalidRequestError,
     ModelNotFoundError,
     NotServedError,
@@ -39,6 +40,7 @@ _TABLE: tuple[tuple[type[ServerError], int, str, str | None], ...] = (
     (NotServedError, 404, "invalid_request_error", "not_served"),
     (AuthenticationError, 401, "authentication_error", "invalid_api_key"),
     (ForbiddenError, 403, "permission_error", "forbidden"),
+    (HeadTooLargeError, 431, "invalid_request_error", "headers_too_large"),
     (BodyTooLargeError, 413, "invalid_request_error", "request_too_large"),
     (SlowBodyError, 408, "invalid_request_error", "body_timeout"),
     (InvalidRequestError, 400, "invalid_request_error", None),
@@ -77,7 +79,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
             if isinstance(error, InvalidRequestError):
                 return status, _body(str(error), type_, error.param, error.code)
             if isinstance(error, RateLimitError):
-                type_ = error.kind  # OpenAI says there which limit it was
+                # OpenAI says there which limit it was.
+                return status, _body(str(error), error.kind, param, code)
             return status, _body(str(error), type_, param, code)
     log.error("unexpected error", exc_info=error)
     return 500, _body("The server failed on this request.", "server_error", None, "internal_error")

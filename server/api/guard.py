@@ -1,4 +1,4 @@
-"""The door: keys, ports, browsers, rates, sizes and times, checked before anything of the request is read or believed."""
+"""The door: keys, ports, browsers, rates, sizes and times, checked before anything of a request is read or believed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from server.errors import (
     AuthenticationError,
     BodyTooLargeError,
     ForbiddenError,
+    HeadTooLargeError,
     ServerError,
     SlowBodyError,
 )
@@ -60,6 +61,7 @@ class Guard:
             await nothing_there(scope["path"])(scope, receive, named_send)
             return
         try:
+            self._check_head(scope)
             key = self._key(scope, headers)
             scope[STATE] = self._caller(scope, headers, key, request_id)
             if key is not None and scope["method"] == "POST":
@@ -116,6 +118,17 @@ class Guard:
             ),
             timeout_seconds(headers, self._policy.request_seconds),
         )
+
+    def _check_head(self, scope: Scope) -> None:
+        # h11 bounds a head that is not whole yet; one that comes in one piece may be much larger.
+        policy, lines = self._policy, scope["headers"]
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in lines)
+        if size > policy.max_head_bytes or len(lines) > policy.max_headers:
+            raise HeadTooLargeError(
+                f"The request's address and headers are larger than {policy.max_head_bytes} bytes, or more than"
+                f" {policy.max_headers}."
+            )
 
     def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "0")

@@ -23,6 +23,7 @@ _STATUSES = {
     404: "No such model, or nothing at this address.",
     408: "The body did not arrive in time.",
     413: "The body is over the limit.",
+    431: "Address and headers are over the limit.",
     429: "The queue is full, or the key has used up what it may; `Retry-After` says when to come back.",
     500: "The model failed on this request.",
     503: "The model is loading, or the server is going away.",

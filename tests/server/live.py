@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from server.api.connection import MAX_HEAD_BYTES, connection_class
+from server.api.connection import connection_class
+from server.api.policy import MAX_HEAD_BYTES
 
 
 @contextmanager
@@ -20,7 +21,13 @@ def serve(app: FastAPI, stall_seconds: float = 30) -> Iterator[str]:
         app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1,
         http=connection_class(stall_seconds), ws="none", h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )  # fmt: skip
-    server = uvicorn.Server(config)
+    with run_in_thread(uvicorn.Server(config)) as url:
+        yield url
+
+
+@contextmanager
+def run_in_thread(server: uvicorn.Server) -> Iterator[str]:
+    """The address of its first port while the block runs."""
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 10
