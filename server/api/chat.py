@@ -53,6 +53,7 @@ async def start_chat(
     options = chat_options(chat, messages, structure.tools)
     # Rendering and tokenising a long conversation takes time: not on the event loop.
     prompt_ids = await asyncio.to_thread(model.tokenizer.encode_chat, messages, options)
+    check_caller(service, caller, len(prompt_ids))
     limit = chat.token_limit
     if limit is None:
         limit = service.default_max_tokens(len(prompt_ids))
@@ -95,11 +96,7 @@ def submit(
     caller: Caller,
     new_constraint: Callable[[], GrammarConstraint] | None = None,
 ) -> Run:
-    """Raises what the engine raises, UnavailableError or RateLimitError, and then nothing was queued."""
-    service.check_open()
-    quota = None if caller.key is None else caller.key.quota
-    if quota is not None:
-        quota.check_tokens(len(request.prompt_ids))
+    """Raises what the engine raises, and then nothing was queued. check_caller comes first."""
     constraints: list[GrammarConstraint] = []
     if new_constraint is not None:
         make = new_constraint
@@ -111,6 +108,7 @@ def submit(
         request = replace(request, new_constraint=remembered)
     clock.submitted = time.perf_counter()
     generation = service.engine.submit(request)
+    quota = None if caller.key is None else caller.key.quota
     if quota is not None:
         quota.spend_tokens(len(request.prompt_ids))
     service.metrics.submitted(request)
@@ -119,6 +117,13 @@ def submit(
         spent = clock.submitted - clock.begun
         deadline = asyncio.get_running_loop().time() + caller.timeout_seconds - spent
     return Run(service, generation, request, clock, constraints, quota=quota, deadline=deadline)
+
+
+def check_caller(service: Service, caller: Caller, prompt_tokens: int) -> None:
+    """Whether a request of this caller may join the queue. Raises UnavailableError or RateLimitError."""
+    service.check_open()
+    if caller.key is not None:
+        caller.key.quota.check_tokens(prompt_tokens)
 
 
 def check_n(service: Service, fields: SamplingFields) -> int:

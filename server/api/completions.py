@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from server.api.allowed_models import find_model
 from server.api.caller import Caller
-from server.api.chat import check_limit, check_n, check_stream, submit
+from server.api.chat import check_caller, check_limit, check_n, check_stream, submit
 from server.api.run import Clock, Run
 from server.api.sampling import TokenBudget, sampling_params
 from server.api.schemas.completions import CompletionRequest
@@ -85,6 +85,7 @@ async def start_completion(
         is_constrained=False,
     )
     encoded = await asyncio.to_thread(_encode, request, model, vocab_size)
+    check_caller(service, caller, sum(len(ids) for ids, _ in encoded))
     id_ = f"cmpl-{secrets.token_hex(12)}"
     started = CompletionRuns([], [text for _, text in encoded], n)
     try:

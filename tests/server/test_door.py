@@ -198,28 +198,27 @@ def test_a_connection_that_is_done_and_sends_nothing_more_is_closed_but_a_slow_a
 def test_a_reader_who_takes_nothing_is_cut_and_its_slot_is_free() -> None:
     """What is buffered for it is bounded, so it is noticed long before the end of the answer."""
     engine = FakeEngine(script=lambda *_: "x" * 250, step_seconds=0.02)
-    with running(engine, stall_seconds=0.5) as server:
-        with socket.socket() as slow:
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.connect(address(server))
-            data = json.dumps(
-                body(
-                    "x",
-                    stream=True,
-                    max_tokens=250,
-                    ignore_eos=True,
-                    logprobs=True,
-                    top_logprobs=20,
-                )
-            ).encode()
-            slow.sendall(
-                f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode()
-                + data
+    with running(engine, stall_seconds=0.5) as server, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(address(server))
+        data = json.dumps(
+            body(
+                "x",
+                stream=True,
+                max_tokens=250,
+                ignore_eos=True,
+                logprobs=True,
+                top_logprobs=20,
             )
-            until(lambda: bool(engine.requests))
-            until(lambda: engine.running == 0)
-            assert engine.tokens_drawn < 250
-            assert server.metric('lorachat_requests_cancelled_total{phase="decode"}') == 1
+        ).encode()
+        slow.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
+        until(lambda: bool(engine.requests))
+        until(lambda: engine.running == 0)
+        assert engine.tokens_drawn < 250
+        assert server.metric('lorachat_requests_cancelled_total{phase="decode"}') == 1
 
 
 @pytest.mark.parametrize("stream", [True, False])
