@@ -33,6 +33,8 @@ log = logging.getLogger("lorachat")
 DRAFT_TOKENS = 8
 # Whole contexts that the KV cache holds by default, where there is memory for them.
 KV_CACHE_CONTEXTS = 8
+# With less than so many tokens it is no use starting.
+LEAST_CACHE_TOKENS = 256
 KEY_FILE_SECONDS = 1.0
 
 
@@ -239,6 +241,7 @@ def _load_and_watch(
         refresh()
         # Not all supervisors look at /health; all see an exit.
         if loaded.engine.failure is not None:
+            log.critical("the engine cannot go on: %s", loaded.engine.failure)
             stop_server()
             return
     loaded.engine.stop()
@@ -249,7 +252,7 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
     from server.cores import available_cores
     from server.engine.engine import Engine
     from server.engine.scheduler import Limits
-    from server.memory import available_bytes, kv_cache_budget
+    from server.memory import RESERVED_BYTES, available_bytes, kv_cache_budget
     from server.model.backend import make_backend
     from server.model.catalogue import VolumeCatalogue
     from server.model.digest_cache import cache_folder, cached_weights_digest
@@ -261,10 +264,29 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
     token_bytes = base.config.cache_bytes_per_token
 
     def budget(weight_bytes: int) -> int:
+        least = min(LEAST_CACHE_TOKENS, base.max_context) * token_bytes
         if settings.kv_cache_gib is not None:
-            return int(settings.kv_cache_gib * 2**30)
+            given = int(settings.kv_cache_gib * 2**30)
+            if given < least:
+                raise StartupError(
+                    f"--kv-cache-gib {settings.kv_cache_gib:g} holds {given // token_bytes} tokens of this model."
+                    f" Give it {least / 2**30:.3g} or more, or leave it out."
+                )
+            return given
+        memory = available_bytes()
         enough = KV_CACHE_CONTEXTS * base.max_context * token_bytes
-        return kv_cache_budget(available_bytes(), weight_bytes, enough)
+        left = kv_cache_budget(memory, weight_bytes, enough)
+        if left < least:
+            raise StartupError(
+                f"This process may use {memory / 2**30:.2f} GiB of memory (its container's limit, if it has one). The"
+                f" weights take {weight_bytes / 2**30:.2f} GiB, which leaves too little for keys and values. Give it"
+                f" {(weight_bytes + RESERVED_BYTES + 2 * enough) / 2**30:.1f} GiB, or a smaller model; --kv-cache-gib"
+                " overrides this."
+            )
+        return left
+
+    # Said now: reading the weights takes a while.
+    budget(base.checkpoint.num_bytes)
 
     # The digest reads every value once, and so does packing: side by side they share the file's pages.
     with ThreadPoolExecutor(1) as hashing:

@@ -38,6 +38,8 @@ log = logging.getLogger("lorachat.engine")
 # A step that fails is the fault of its requests, until it happens this often with no good step between.
 MAX_FAILED_STEPS = 3
 DEAD = "The engine has stopped after a failure and cannot go on."
+# No step of a machine that can serve takes so long: whoever waits for it waits for ever.
+MAX_STEP_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = False
         self._dead: Exception | None = None
+        self._step_begun: float | None = None  # while the runner computes
         # Guarded by _wake, as is what they say.
         self._admission = Admission(
             limits.max_running + max_waiting,
@@ -101,7 +104,12 @@ class Engine:
 
     @property
     def failure(self) -> Exception | None:
-        """Why the engine is dead; None while it is well."""
+        """Why the engine is dead, or will never come back from a step; None while it is well."""
+        begun = self._step_begun
+        if self._dead is None and begun is not None:
+            seconds = time.monotonic() - begun
+            if seconds > MAX_STEP_SECONDS:
+                return TimeoutError(f"a step has been running for {seconds:.0f} s")
         return self._dead
 
     @property
@@ -150,7 +158,7 @@ class Engine:
 
     def _check_open(self, request: GenerationRequest) -> None:
         """Needs _wake."""
-        if self._dead is not None:
+        if self.failure is not None:
             raise EngineDeadError(DEAD)
         if self._stopping:
             raise UnavailableError(
@@ -176,6 +184,7 @@ class Engine:
                 continue
             num_dequeued = self._account()
             try:
+                self._step_begun = time.monotonic()
                 results = self._runner.step(batch)
                 check_results(batch, results)
             except Exception as error:
@@ -187,6 +196,8 @@ class Engine:
                     self._die(error)
                     return
                 continue
+            finally:
+                self._step_begun = None
             failed_steps = 0
             said = self._scheduler.commit(batch, results)
             seconds = time.monotonic() - begun

@@ -9,10 +9,13 @@ import pytest
 
 from server.memory import RESERVED_BYTES, available_bytes, kv_cache_budget
 
-
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 # What /proc/self/cgroup says in a container, under systemd, and in a group outside of what a container sees.
-OWN_V2 = {"": "0::/\n", "system.slice/chat.service": "0::/system.slice/chat.service\n", "..": "0::/../..\n"}
+OWN_V2 = {
+    "": "0::/\n",
+    "system.slice/chat.service": "0::/system.slice/chat.service\n",
+    "..": "0::/../..\n",
+}
 OWN_V1 = "12:cpu,cpuacct:/docker/abc\n5:memory:/docker/abc\n1:name=systemd:/docker/abc\n0::/\n"
 
 
@@ -49,7 +52,9 @@ def test_the_limit_of_cgroup_v1_counts_and_no_limit_does_not(tmp_path: Path) -> 
     assert available_bytes(root, own) == MACHINE
     write(limit, MACHINE // 2)  # in the container, its own group is the root
     assert available_bytes(root, own) == MACHINE // 2
-    write(root / "memory/docker/abc/memory.limit_in_bytes", MACHINE // 4)  # on the machine it is not
+    write(
+        root / "memory/docker/abc/memory.limit_in_bytes", MACHINE // 4
+    )  # on the machine it is not
     assert available_bytes(root, own) == MACHINE // 4
 
 
