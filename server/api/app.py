@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from server.api import errors, openapi
-from server.api.admin_access import AdminAccess
 from server.api.guard import Guard
+from server.api.policy import Policy
 from server.api.routes.admin import admin_router
 from server.api.routes.chat import chat_router
 from server.api.routes.completions import completions_router
@@ -19,19 +20,20 @@ from server.api.routes.responses import responses_router
 from server.api.routes.tokens import tokens_router
 from server.api.service import Service
 
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "retry-after",
+    *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
+)  # fmt: skip
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(
-    service: Service,
-    *,
-    api_keys: Sequence[str] = (),
-    admin_key: str | None = None,
-    max_body_bytes: int = 4 * 2**20,
-    lifespan: Lifespan | None = None,
+    service: Service, policy: Policy | None = None, *, lifespan: Lifespan | None = None
 ) -> FastAPI:
+    """policy: by default nobody is asked for a key."""
+    policy = policy or Policy()
     app = FastAPI(title="lorachat", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.admin = AdminAccess(is_open=not api_keys, key=admin_key)
     errors.install(app, service.metrics.rejected)
     for make_router in (
         chat_router,
@@ -44,5 +46,14 @@ def create_app(
     ):
         app.include_router(make_router(service))
     openapi.install(app)
-    app.add_middleware(Guard, keys=api_keys, max_body_bytes=max_body_bytes, metrics=service.metrics)
+    app.add_middleware(Guard, policy=policy, metrics=service.metrics)
+    if policy.cors_origins:
+        # Outside of the guard: browsers ask before they send a key. Without cookies there are no credentials to allow.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=policy.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     return app

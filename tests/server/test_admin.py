@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from server.api.app import create_app
+from server.api.keys import Keyring, environment_keys
+from server.api.policy import Policy
 from server.api.service import Loaded, Service
 from server.engine.engine import Engine
 from server.engine.scheduler import Limits
@@ -31,6 +33,7 @@ from tests.server.live import serve
 
 OLD, NEW = "20261123-080000-aaaaaa", "20261123-090000-bbbbbb"
 CHAT = "/v1/chat/completions"
+OPERATOR = "operators-key"
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +90,15 @@ class Admin:
 
 @contextmanager
 def administered(
-    model: Path, adapters: Path, root: Path, room: int | None = None, **options: Any
+    model: Path,
+    adapters: Path,
+    root: Path,
+    room: int | None = None,
+    *,
+    api_keys: Sequence[str] = (),
+    admin_key: str | None = OPERATOR,
 ) -> Iterator[Admin]:
-    """room: how many adapters the memory has room for."""
+    """room: how many adapters the memory has room for. The client is the operator."""
     build()
     base = load_base(str(model))
     runner = make_backend(base, "auto", lambda _: 2**22, threads=1).runner
@@ -106,9 +115,11 @@ def administered(
     desk = AdapterDesk(catalogue)
     service = Service(max_choices=4, keepalive_seconds=15)
     service.set_loaded(Loaded(engine, catalogue, adapters=desk))
+    policy = Policy(Keyring(environment_keys(api_keys, admin_key)))
+    headers = {"x-api-key": OPERATOR}
     with (
-        serve(create_app(service, **options)) as url,
-        httpx.Client(base_url=url, timeout=60) as http,
+        serve(create_app(service, policy)) as url,
+        httpx.Client(base_url=url, timeout=60, headers=headers) as http,
     ):
         yield Admin(http, root, desk, engine, digest, adapters)
     engine.stop()
@@ -308,19 +319,20 @@ ROUTES += [
 def test_with_keys_set_only_the_operator_gets_in(
     tiny_model: Path, two_adapters: Path, tmp_path: Path, method: str, path: str
 ) -> None:
-    options = {"api_keys": ["user-key"], "admin_key": "operators-key"}
-    with administered(tiny_model, two_adapters, tmp_path / "adapters", **options) as admin:
-        user = {"x-api-key": "user-key"}
-        for headers in ({}, user, {**user, "x-admin-key": "user-key"}):
-            assert admin.http.request(method, path, headers=headers, json={}).status_code == 401
-        operator = {**user, "x-admin-key": "operators-key"}
-        assert admin.http.request(method, path, headers=operator, json={}).status_code != 401
+    volume = tmp_path / "adapters"
+    with administered(tiny_model, two_adapters, volume, api_keys=["user-key"]) as admin:
+        for key, status in (("", 401), ("wrong", 401), ("user-key", 403)):
+            answer = admin.http.request(method, path, headers={"x-api-key": key}, json={})
+            assert answer.status_code == status
+        operator = admin.http.request(method, path, headers={"x-api-key": OPERATOR}, json={})
+        assert operator.status_code not in (401, 403)
 
 
 def test_with_keys_and_no_admin_key_nobody_operates(
     tiny_model: Path, two_adapters: Path, tmp_path: Path
 ) -> None:
-    with administered(tiny_model, two_adapters, tmp_path / "adapters", api_keys=["k"]) as admin:
-        for given in ("", "k", "None"):
-            headers = {"x-api-key": "k", "x-admin-key": given}
-            assert admin.http.get("/admin/adapters", headers=headers).status_code == 401
+    volume = tmp_path / "adapters"
+    with administered(tiny_model, two_adapters, volume, api_keys=["k"], admin_key=None) as admin:
+        answer = admin.http.get("/admin/adapters", headers={"x-api-key": "k"})
+        assert answer.status_code == 403
+        assert "LORACHAT_ADMIN_KEY" in answer.json()["error"]["message"]
