@@ -8,11 +8,9 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp
@@ -25,16 +23,15 @@ if TYPE_CHECKING:
 
     from server.api.service import Loaded, Service
 
-log = logging.getLogger("lorachat")
+Kind = TypeVar("Kind", bound=Settings)
 
-# A step of so many rows costs hardly more than one of a single row: the weights are read once for all of them.
-DRAFT_TOKENS = 8
-# Whole contexts that the KV cache holds by default, where there is memory for them.
-KV_CACHE_CONTEXTS = 8
+log = logging.getLogger("lorachat")
 
 
 def main() -> None:
-    settings = _read_settings()
+    if sys.argv[1:2] == ["ray"]:
+        sys.exit(_serve_with_ray(sys.argv[2:]))
+    settings = _read_settings(Settings)
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -51,9 +48,9 @@ def main() -> None:
     sys.exit(_serve(settings))
 
 
-def _read_settings() -> Settings:
+def _read_settings(kind: type[Kind], arguments: list[str] | None = None) -> Kind:
     try:
-        return CliApp.run(Settings)
+        return CliApp.run(kind, cli_args=arguments)
     except ValidationError as error:
         for detail in error.errors():
             name = str(detail["loc"][0]) if detail["loc"] else "settings"
@@ -61,8 +58,31 @@ def _read_settings() -> Settings:
             if detail["type"] == "missing":
                 _exit(f"{flag} (or {variable}) is required: a hub id, a folder or a GGUF file."
                       " `make model` prepares a small one and prints its folder.")  # fmt: skip
+            if not detail["loc"]:
+                _exit(f"{detail['msg'].removeprefix('Value error, ')}.")
             _exit(f"{flag} (or {variable}): {detail['msg']} (got {detail['input']!r}).")
         raise
+
+
+def _serve_with_ray(arguments: list[str]) -> int:
+    """`python -m server ray …`: the same server in several processes, on one machine or many."""
+    from server.ray_serve.settings import RaySettings
+
+    settings = _read_settings(RaySettings, arguments)
+    # Before Ray is imported. It reports usage to its makers unless told not to; here nothing leaves the machine.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray's own ports listen on the machine's address, whatever --host says: who comes without its token is refused.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        from server.ray_serve.run import run
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        _exit(
+            "Ray is not installed here. `make ray` makes an environment with it; by hand:"
+            " pip install -c requirements/constraints-ray.txt -r requirements/ray.txt"
+        )
+    return run(settings)
 
 
 def _exit(message: str) -> NoReturn:
@@ -163,76 +183,11 @@ def _load_and_watch(
 
 
 def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
-    from server.api.service import Loaded
     from server.cores import available_cores
-    from server.engine.engine import Engine
-    from server.engine.scheduler import Limits
-    from server.memory import available_bytes, kv_cache_budget
-    from server.model.backend import make_backend
-    from server.model.catalogue import VolumeCatalogue
-    from server.model.digest_cache import cache_folder, cached_weights_digest
-    from server.model.loader import load_base
+    from server.loading import load
+    from server.memory import available_bytes
 
-    begun = time.perf_counter()
-    threads = settings.threads or available_cores()
-    base = load_base(settings.model, settings.max_context, settings.base_id)
-    token_bytes = base.config.cache_bytes_per_token
-
-    def budget(weight_bytes: int) -> int:
-        if settings.kv_cache_gib is not None:
-            return int(settings.kv_cache_gib * 2**30)
-        enough = KV_CACHE_CONTEXTS * base.max_context * token_bytes
-        return kv_cache_budget(available_bytes(), weight_bytes, enough)
-
-    # The digest reads every value once, and so does packing: side by side they share the file's pages.
-    with ThreadPoolExecutor(1) as hashing:
-        digest = hashing.submit(
-            cached_weights_digest, base.checkpoint, threads, cache_folder(os.environ)
-        )
-        backend = make_backend(base, settings.kernel, budget, threads)
-        weights_digest = digest.result()
-    runner = backend.runner
-    cache_tokens = runner.num_blocks * runner.block_size
-    log.info(
-        "base %s: context %d, KV cache of %d tokens (%.2f GB), %d threads",
-        base.id,
-        base.max_context,
-        cache_tokens,
-        cache_tokens * token_bytes / 1e9,
-        threads,
-    )
-    if cache_tokens < base.max_context:
-        log.warning(
-            "the KV cache holds less than one whole context, so requests of over %d tokens are refused:"
-            " give it more with --kv-cache-gib, or set --max-context",
-            cache_tokens,
-        )
-    catalogue = VolumeCatalogue(
-        base,
-        settings.adapters,
-        weights_digest=weights_digest,
-        max_context=min(base.max_context, cache_tokens),
-        created=int(time.time()),
-    )
-    catalogue.refresh()
-    engine = Engine(
-        runner,
-        Limits(
-            max_running=settings.max_running,
-            max_step_tokens=max(settings.max_step_tokens, settings.max_running),
-            prefill_tokens_beside_decoding=settings.max_prefill_tokens,
-            draft_tokens_per_step=DRAFT_TOKENS if settings.speculation else 0,
-        ),
-        max_context=base.max_context,
-        max_waiting=settings.max_waiting,
-    )
-    log.info(
-        "ready after %.1f s; models: %s",
-        time.perf_counter() - begun,
-        ", ".join(info.id for info in catalogue.list()),
-    )
-    info = {"kernel": backend.kernel, "weights": backend.weights}
-    return Loaded(engine, catalogue, info), catalogue.refresh
+    return load(settings, settings.threads or available_cores(), available_bytes())
 
 
 if __name__ == "__main__":

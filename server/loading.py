@@ -1,0 +1,92 @@
+"""Settings -> model -> engine and catalogue, in this process. Knows neither HTTP nor who else serves beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from server.api.service import Loaded
+from server.engine.engine import Engine
+from server.engine.scheduler import Limits
+from server.memory import kv_cache_budget
+from server.model.backend import make_backend
+from server.model.catalogue import VolumeCatalogue
+from server.model.digest_cache import cache_folder, cached_weights_digest
+from server.model.loader import load_base
+from server.settings import Settings
+
+log = logging.getLogger("lorachat")
+
+# A step of so many rows costs hardly more than one of a single row: the weights are read once for all of them.
+DRAFT_TOKENS = 8
+# Whole contexts that the KV cache holds by default, where there is memory for them.
+KV_CACHE_CONTEXTS = 8
+
+
+def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callable[[], None]]:
+    """The engine (not yet started) with its catalogue, and what looks at the adapters folder again.
+
+    threads: that compute. memory: bytes this process may use, for weights and KV cache. Raises StartupError.
+    """
+    begun = time.perf_counter()
+    base = load_base(settings.model, settings.max_context, settings.base_id)
+    token_bytes = base.config.cache_bytes_per_token
+
+    def budget(weight_bytes: int) -> int:
+        if settings.kv_cache_gib is not None:
+            return int(settings.kv_cache_gib * 2**30)
+        enough = KV_CACHE_CONTEXTS * base.max_context * token_bytes
+        return kv_cache_budget(memory, weight_bytes, enough)
+
+    # The digest reads every value once, and so does packing: side by side they share the file's pages.
+    with ThreadPoolExecutor(1) as hashing:
+        digest = hashing.submit(
+            cached_weights_digest, base.checkpoint, threads, cache_folder(os.environ)
+        )
+        backend = make_backend(base, settings.kernel, budget, threads)
+        weights_digest = digest.result()
+    runner = backend.runner
+    cache_tokens = runner.num_blocks * runner.block_size
+    log.info(
+        "base %s: context %d, KV cache of %d tokens (%.2f GB), %d threads",
+        base.id,
+        base.max_context,
+        cache_tokens,
+        cache_tokens * token_bytes / 1e9,
+        threads,
+    )
+    if cache_tokens < base.max_context:
+        log.warning(
+            "the KV cache holds less than one whole context, so requests of over %d tokens are refused:"
+            " give it more with --kv-cache-gib, or set --max-context",
+            cache_tokens,
+        )
+    catalogue = VolumeCatalogue(
+        base,
+        settings.adapters,
+        weights_digest=weights_digest,
+        max_context=min(base.max_context, cache_tokens),
+        created=int(time.time()),
+    )
+    catalogue.refresh()
+    engine = Engine(
+        runner,
+        Limits(
+            max_running=settings.max_running,
+            max_step_tokens=max(settings.max_step_tokens, settings.max_running),
+            prefill_tokens_beside_decoding=settings.max_prefill_tokens,
+            draft_tokens_per_step=DRAFT_TOKENS if settings.speculation else 0,
+        ),
+        max_context=base.max_context,
+        max_waiting=settings.max_waiting,
+    )
+    log.info(
+        "ready after %.1f s; models: %s",
+        time.perf_counter() - begun,
+        ", ".join(info.id for info in catalogue.list()),
+    )
+    info = {"kernel": backend.kernel, "weights": backend.weights}
+    return Loaded(engine, catalogue, info), catalogue.refresh

@@ -1,0 +1,46 @@
+"""What goes from a gateway to an engine and back: a request, and the pieces of its answer. All small to pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WireRequest:
+    """A whole HTTP request; header names in lower case, as ASGI has them."""
+
+    method: str
+    path: str
+    query: bytes
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Said at once: the request has left the queue, and this engine has it."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The beginning of an answer. Bytes of the body follow it."""
+
+    status: int
+    headers: Headers
+
+    @property
+    def is_event_stream(self) -> bool:
+        return dict(self.headers).get(b"content-type", b"").startswith(b"text/event-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """An answer that is not streamed, and which engine gave it."""
+
+    replica: str
+    head: Head
+    body: bytes
