@@ -71,8 +71,9 @@ def _serve_with_ray(arguments: list[str]) -> int:
     settings = _read_settings(RaySettings, arguments)
     # Before Ray is imported. It reports usage to its makers unless told not to; here nothing leaves the machine.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Ray's own ports listen on the machine's address, whatever --host says: who comes without its token is refused.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if settings.ray_address is None:
+        # Its ports listen on the machine's address, whatever --host says: who comes without its token is refused.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         from server.ray_serve.run import run
     except ModuleNotFoundError as error:
