@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Scope
@@ -11,21 +11,21 @@ from starlette.types import ASGIApp, Message, Scope
 from server.ray_serve.wire import Head, WireRequest
 
 
-async def call(app: ASGIApp, request: WireRequest) -> AsyncIterator[Head | bytes]:
+async def call(app: ASGIApp, request: WireRequest) -> AsyncGenerator[Head | bytes, None]:
     """The head, then the body in pieces: what has come up since the last piece was taken is one piece.
 
-    Leaving the iterator early is the caller's disconnect: the application is told, and is over when this returns.
-    Raises what the application raises.
+    Closing the iterator early is the caller's disconnect: the application's task is cancelled, and over when this
+    returns. Raises what the application raises.
     """
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
-    gone = asyncio.Event()
     bodies = [request.body]
 
     async def receive() -> Message:
         if bodies:
             return {"type": "http.request", "body": bodies.pop(), "more_body": False}
-        await gone.wait()
-        return {"type": "http.disconnect"}
+        # A disconnect is a cancellation here; nothing else follows the body.
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
 
     async def send(message: Message) -> None:
         messages.put_nowait(message)
@@ -51,7 +51,6 @@ async def call(app: ASGIApp, request: WireRequest) -> AsyncIterator[Head | bytes
                 break
         await task
     finally:
-        gone.set()
         task.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await task
