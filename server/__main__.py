@@ -29,6 +29,8 @@ log = logging.getLogger("lorachat")
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["key"]:
+        sys.exit(_make_key(sys.argv[2:]))
     if sys.argv[1:2] == ["ray"]:
         sys.exit(_serve_with_ray(sys.argv[2:]))
     settings = _read_settings(Settings)
@@ -41,11 +43,34 @@ def main() -> None:
     # Nothing is fetched because of a request; the base may be, once, at start, when it is a hub id.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
-        log.warning(
-            "listening on %s without an API key: anyone who reaches it can use it", settings.host
-        )
-    sys.exit(_serve(settings))
+    try:
+        sys.exit(_serve(settings))
+    except StartupError as error:
+        _exit(str(error))
+
+
+def _make_key(arguments: list[str]) -> int:
+    """`python -m server key NAME`: the key on stderr, its table for the key file on stdout."""
+    import argparse
+    import re
+
+    from server.api.key_file import NAME
+    from server.api.new_key import make_key
+
+    parser = argparse.ArgumentParser(
+        prog="python -m server key",
+        description="Makes an API key and shows it once, on the error output. Standard output is its table for the key"
+        " file, which holds only a digest of it: append it (`python -m server key phone >>keys.toml`).",
+    )
+    parser.add_argument("name", help="of the key's holder: letters, digits, '.', '_', '-'")
+    parser.add_argument("--admin", action="store_true", help="it opens the admin routes too")
+    options = parser.parse_args(arguments)
+    if not re.fullmatch(NAME, options.name):
+        parser.error("a name is 1 to 64 letters, digits, '.', '_' and '-'")
+    made = make_key(options.name, is_admin=options.admin)
+    print(f"The key of {options.name}, shown this once: {made.key}", file=sys.stderr)
+    print(made.table, end="")
+    return 0
 
 
 def _read_settings(kind: type[Kind], arguments: list[str] | None = None) -> Kind:
@@ -53,14 +78,15 @@ def _read_settings(kind: type[Kind], arguments: list[str] | None = None) -> Kind
         return CliApp.run(kind, cli_args=arguments)
     except ValidationError as error:
         for detail in error.errors():
-            name = str(detail["loc"][0]) if detail["loc"] else "settings"
+            if not detail["loc"]:  # of several settings together
+                _exit(f"{detail['msg'].removeprefix('Value error, ')}.")
+            name = str(detail["loc"][0])
             flag, variable = f"--{name.replace('_', '-')}", f"LORACHAT_{name.upper()}"
             if detail["type"] == "missing":
                 _exit(f"{flag} (or {variable}) is required: a hub id, a folder or a GGUF file."
                       " `make model` prepares a small one and prints its folder.")  # fmt: skip
-            if not detail["loc"]:
-                _exit(f"{detail['msg'].removeprefix('Value error, ')}.")
-            _exit(f"{flag} (or {variable}): {detail['msg']} (got {detail['input']!r}).")
+            given = "" if name in ("api_keys", "admin_key") else f" (got {detail['input']!r})"
+            _exit(f"{flag} (or {variable}): {detail['msg']}{given}.")
         raise
 
 
@@ -83,7 +109,10 @@ def _serve_with_ray(arguments: list[str]) -> int:
             "Ray is not installed here. `make ray` makes an environment with it; by hand:"
             " pip install -c requirements/constraints-ray.txt -r requirements/ray.txt"
         )
-    return run(settings)
+    try:
+        return run(settings)
+    except StartupError as error:
+        _exit(str(error))
 
 
 def _exit(message: str) -> NoReturn:
@@ -97,15 +126,20 @@ def _serve(settings: Settings) -> int:
     from sse_starlette.sse import AppStatus
 
     from server.api.app import create_app
-    from server.api.drain import DrainingServer
+    from server.api.connection import connection_class
+    from server.api.drain import AdminAddress, DrainingServer
+    from server.api.policy import MAX_HEAD_BYTES
     from server.api.service import Service
+    from server.door import policy_of, watch_keys
 
     # The library would cut every stream at SIGTERM; here running answers have drain_seconds to finish.
     AppStatus.enable_automatic_graceful_drain = False
+    policy, key_file = policy_of(settings)
     service = Service(
         # More choices than ever fit would be told to come back, for ever.
         max_choices=min(settings.max_choices, settings.max_running + settings.max_waiting),
         keepalive_seconds=settings.keepalive_seconds,
+        max_answer_tokens=settings.max_answer_tokens,
     )
     stopping = threading.Event()
 
@@ -115,20 +149,20 @@ def _serve(settings: Settings) -> int:
             target=_load_and_watch, args=(settings, service, stopping, stop_server), daemon=True
         )
         loader.start()
+        if key_file is not None:
+            threading.Thread(target=watch_keys, args=(key_file, stopping), daemon=True).start()
         yield
         stopping.set()
         if service.status != "loading":
             await asyncio.to_thread(loader.join)
 
-    app = create_app(
-        service,
-        api_keys=[key.get_secret_value() for key in settings.api_keys],
-        max_body_bytes=settings.max_body_bytes,
-        lifespan=lifespan,
-    )
+    app = create_app(service, policy, lifespan=lifespan)
+
+    def begin_drain() -> None:
+        service.is_draining = True
 
     def end_drain() -> None:
-        if service.status == "ready":
+        if service.status == "draining":
             service.engine.stop()  # its running requests get an error event
 
     server = DrainingServer(
@@ -138,12 +172,19 @@ def _serve(settings: Settings) -> int:
             port=settings.port,
             log_config=None,
             access_log=False,
-            # The engine ends what is left after drain_seconds; this is the time those last words take to go out.
-            timeout_graceful_shutdown=settings.drain_seconds + 5,
+            http=connection_class(settings.stall_seconds),
+            ws="none",
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            # What is left after drain_seconds was told of its end; this is the time those last words take to go out.
+            timeout_graceful_shutdown=5,
             server_header=False,
         ),
         settings.drain_seconds,
+        begin_drain,
         end_drain,
+        None
+        if policy.admin_port is None
+        else AdminAddress(settings.admin_host, settings.admin_port or 0, policy.admin_port),
     )
 
     def stop_server() -> None:
@@ -153,7 +194,7 @@ def _serve(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     server.run()
-    return 1 if service.failure is not None else 0
+    return 1 if service.failure is not None or server.has_failed else 0
 
 
 def _load_and_watch(
@@ -178,6 +219,7 @@ def _load_and_watch(
         refresh()
         # Not all supervisors look at /health; all see an exit.
         if loaded.engine.failure is not None:
+            log.critical("the engine cannot go on: %s", loaded.engine.failure)
             stop_server()
             return
     loaded.engine.stop()

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from server.api.service import Loaded
 from server.engine.engine import Engine
 from server.engine.scheduler import Limits
-from server.memory import kv_cache_budget
+from server.errors import StartupError
+from server.memory import RESERVED_BYTES, kv_cache_budget
 from server.model.backend import make_backend
 from server.model.catalogue import VolumeCatalogue
 from server.model.digest_cache import cache_folder, cached_weights_digest
@@ -24,6 +25,8 @@ log = logging.getLogger("lorachat")
 DRAFT_TOKENS = 8
 # Whole contexts that the KV cache holds by default, where there is memory for them.
 KV_CACHE_CONTEXTS = 8
+# With less than so many tokens it is no use starting.
+LEAST_CACHE_TOKENS = 256
 
 
 def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callable[[], None]]:
@@ -36,10 +39,28 @@ def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callabl
     token_bytes = base.config.cache_bytes_per_token
 
     def budget(weight_bytes: int) -> int:
+        least = min(LEAST_CACHE_TOKENS, base.max_context) * token_bytes
         if settings.kv_cache_gib is not None:
-            return int(settings.kv_cache_gib * 2**30)
+            given = int(settings.kv_cache_gib * 2**30)
+            if given < least:
+                raise StartupError(
+                    f"--kv-cache-gib {settings.kv_cache_gib:g} holds {given // token_bytes} tokens of this model."
+                    f" Give it {least / 2**30:.3g} or more, or leave it out."
+                )
+            return given
         enough = KV_CACHE_CONTEXTS * base.max_context * token_bytes
-        return kv_cache_budget(memory, weight_bytes, enough)
+        left = kv_cache_budget(memory, weight_bytes, enough)
+        if left < least:
+            raise StartupError(
+                f"This process may use {memory / 2**30:.2f} GiB of memory (its container's limit, if it has one). The"
+                f" weights take {weight_bytes / 2**30:.2f} GiB, which leaves too little for keys and values. Give it"
+                f" {(weight_bytes + RESERVED_BYTES + 2 * enough) / 2**30:.1f} GiB, or a smaller model; --kv-cache-gib"
+                " overrides this."
+            )
+        return left
+
+    # Said now: reading the weights takes a while.
+    budget(base.checkpoint.num_bytes)
 
     # The digest reads every value once, and so does packing: side by side they share the file's pages.
     with ThreadPoolExecutor(1) as hashing:
@@ -82,6 +103,7 @@ def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callabl
         ),
         max_context=base.max_context,
         max_waiting=settings.max_waiting,
+        max_waiting_tokens=settings.max_waiting_tokens,
     )
     log.info(
         "ready after %.1f s; models: %s",

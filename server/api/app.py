@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from server.api import errors, openapi
 from server.api.guard import Guard
+from server.api.metrics import Metrics
+from server.api.policy import Policy
 from server.api.routes.chat import chat_router
 from server.api.routes.completions import completions_router
 from server.api.routes.models import models_router
@@ -17,16 +20,25 @@ from server.api.routes.responses import responses_router
 from server.api.routes.tokens import tokens_router
 from server.api.service import Service
 
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "retry-after",
+    *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
+)  # fmt: skip
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(
-    service: Service,
-    *,
-    api_keys: Sequence[str] = (),
-    max_body_bytes: int = 4 * 2**20,
-    lifespan: Lifespan | None = None,
+    service: Service, policy: Policy | None = None, *, lifespan: Lifespan | None = None
 ) -> FastAPI:
+    """policy: by default nobody is asked for a key."""
+    app = create_routes(service, lifespan=lifespan)
+    add_door(app, policy or Policy(), service.metrics)
+    return app
+
+
+def create_routes(service: Service, *, lifespan: Lifespan | None = None) -> FastAPI:
+    """The app without its door: what is behind another's."""
     app = FastAPI(title="lorachat", lifespan=lifespan, docs_url=None, redoc_url=None)
     errors.install(app, service.metrics.rejected)
     for make_router in (
@@ -39,5 +51,17 @@ def create_app(
     ):
         app.include_router(make_router(service))
     openapi.install(app)
-    app.add_middleware(Guard, keys=api_keys, max_body_bytes=max_body_bytes, metrics=service.metrics)
     return app
+
+
+def add_door(app: FastAPI, policy: Policy, metrics: Metrics) -> None:
+    app.add_middleware(Guard, policy=policy, metrics=metrics)
+    if policy.cors_origins:
+        # Outside of the guard: browsers ask before they send a key. Without cookies there are no credentials to allow.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=policy.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from server.api.allowed_models import find_model
 from server.api.caller import Caller
 from server.api.chat_answer import ChoiceReader
 from server.api.logprobs import LogprobWriter
@@ -43,13 +44,16 @@ async def start_chat(
     """Raises a ServerError, and then nothing was queued."""
     clock = Clock(begun=time.perf_counter())
     check_chat(chat)
-    model = service.catalogue.find(chat.model)
+    model = find_model(service.catalogue, caller, chat.model)
     n = check_n(service, chat)
+    field = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
+    check_limit(service, chat.token_limit, field)
     messages = to_messages(chat.messages)
     structure = structure_of(chat, model.tokenizer.chat_template)
     options = chat_options(chat, messages, structure.tools)
     # Rendering and tokenising a long conversation takes time: not on the event loop.
     prompt_ids = await asyncio.to_thread(model.tokenizer.encode_chat, messages, options)
+    check_caller(service, caller, len(prompt_ids))
     limit = chat.token_limit
     if limit is None:
         limit = service.default_max_tokens(len(prompt_ids))
@@ -74,8 +78,10 @@ async def start_chat(
             params=params,
             n=n,
             cache_scope=caller.cache_scope(chat.cache_salt),
+            tenant=caller.key_name,
         ),
         clock,
+        caller,
         new_constraint,
     )
     writer = LogprobWriter(model.tokenizer)
@@ -87,9 +93,10 @@ def submit(
     service: Service,
     request: GenerationRequest,
     clock: Clock,
+    caller: Caller,
     new_constraint: Callable[[], GrammarConstraint] | None = None,
 ) -> Run:
-    """Raises what the engine raises, and then nothing was queued."""
+    """Raises what the engine raises, and then nothing was queued. check_caller comes first."""
     constraints: list[GrammarConstraint] = []
     if new_constraint is not None:
         make = new_constraint
@@ -101,8 +108,22 @@ def submit(
         request = replace(request, new_constraint=remembered)
     clock.submitted = time.perf_counter()
     generation = service.engine.submit(request)
+    quota = None if caller.key is None else caller.key.quota
+    if quota is not None:
+        quota.spend_tokens(len(request.prompt_ids))
     service.metrics.submitted(request)
-    return Run(service, generation, request, clock, constraints)
+    deadline = None
+    if caller.timeout_seconds is not None:
+        spent = clock.submitted - clock.begun
+        deadline = asyncio.get_running_loop().time() + caller.timeout_seconds - spent
+    return Run(service, generation, request, clock, constraints, quota=quota, deadline=deadline)
+
+
+def check_caller(service: Service, caller: Caller, prompt_tokens: int) -> None:
+    """Whether a request of this caller may join the queue. Raises UnavailableError or RateLimitError."""
+    service.check_open()
+    if caller.key is not None:
+        caller.key.quota.check_tokens(prompt_tokens)
 
 
 def check_n(service: Service, fields: SamplingFields) -> int:
@@ -112,6 +133,16 @@ def check_n(service: Service, fields: SamplingFields) -> int:
             f"'n': this server gives at most {service.max_choices} choices (got {n}).", param="n"
         )
     return n
+
+
+def check_limit(service: Service, limit: int | None, param: str) -> None:
+    most = service.max_answer_tokens
+    if limit is not None and most is not None and limit > most:
+        raise InvalidRequestError(
+            f"'{param}' is too large: {limit}. This model supports at most {most} completion tokens, whereas you"
+            f" provided {limit}.",
+            param=param,
+        )
 
 
 def check_chat(chat: ChatRequest) -> None:

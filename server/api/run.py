@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from server.api.quota import Quota
 from server.api.service import Service
 from server.engine.generation import Generation
-from server.errors import EngineError
+from server.errors import DeadlineError, EngineError
 from server.grammar.constraint import GrammarConstraint
 from server.types import (
     Delta,
@@ -43,6 +45,7 @@ class Run:
     """A generation and what is known of it so far. Taking an event observes it.
 
     id: `chatcmpl-…` or the like. created: Unix seconds. constraints: made by the engine, one per choice.
+    quota: what the answer's tokens are charged to. deadline: in the event loop's time; then the run fails.
     """
 
     service: Service
@@ -54,6 +57,8 @@ class Run:
     completion_tokens: int = 0
     cached_tokens: int = 0
     has_failed: bool = False
+    quota: Quota | None = None
+    deadline: float | None = None
     _is_closed: bool = False
 
     @property
@@ -77,7 +82,25 @@ class Run:
         """The next event; None after the last. Cancelling it loses nothing."""
         if self.has_failed or self.generation.is_finished:
             return None
-        return self._observe(await self.generation.next_event())
+        return self._observe(await self._in_time())
+
+    async def _in_time(self) -> Event:
+        if self.deadline is None:
+            return await self.generation.next_event()
+        try:
+            # Asked for first: events that lie ready are taken without waiting, and so without a timeout.
+            if asyncio.get_running_loop().time() < self.deadline:
+                async with asyncio.timeout_at(self.deadline):
+                    return await self.generation.next_event()
+        except TimeoutError:
+            pass
+        self.generation.cancel()  # nothing of it is computed any further
+        return Failed(
+            DeadlineError(
+                "The request was not finished within its time. It is the server's limit, or less if the header"
+                " 'x-request-timeout' says so."
+            )
+        )
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while (event := await self.next_event()) is not None:
@@ -110,6 +133,8 @@ class Run:
             self.service.metrics.inter_token.observe(now - before)
         clock.last_of_choice[index] = clock.last_token = now
         self.completion_tokens += num_tokens
+        if self.quota is not None:
+            self.quota.spend_tokens(num_tokens)
 
     def close(self) -> None:
         """Stop computing, count and log. Safe any number of times; the first one counts."""

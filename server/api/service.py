@@ -25,11 +25,18 @@ class Loaded:
 
 
 class Service:
-    """max_choices: the largest `n`. keepalive_seconds: silence in a stream before a comment is sent."""
+    """max_choices: the largest `n`. keepalive_seconds: silence in a stream before a comment is sent.
 
-    def __init__(self, *, max_choices: int, keepalive_seconds: float) -> None:
+    max_answer_tokens: the largest limit that a request may ask for; None: what the context holds.
+    """
+
+    def __init__(
+        self, *, max_choices: int, keepalive_seconds: float, max_answer_tokens: int | None = None
+    ) -> None:
         self.max_choices = max_choices
         self.keepalive_seconds = keepalive_seconds
+        self.max_answer_tokens = max_answer_tokens
+        self.is_draining = False
         self._info: dict[str, str] = {}
         self.metrics = Metrics(self._stats, self._info)
         self.metrics.add_models(self._models)
@@ -47,10 +54,12 @@ class Service:
 
     @property
     def status(self) -> str:
-        """loading, ready or failed."""
+        """loading, ready, draining or failed."""
         if self.failure is not None:
             return "failed"
-        return "loading" if self._loaded is None else "ready"
+        if self._loaded is None:
+            return "loading"
+        return "draining" if self.is_draining else "ready"
 
     @property
     def failure(self) -> str | None:
@@ -76,8 +85,16 @@ class Service:
         return self._grammars
 
     def default_max_tokens(self, prompt_tokens: int) -> int:
-        """Without a limit of the caller's, an answer may fill what the prompt leaves."""
-        return max(1, self.catalogue.max_context - prompt_tokens)
+        """Without a limit of the caller's, an answer may fill what the prompt leaves, up to the operator's limit."""
+        room = max(1, self.catalogue.max_context - prompt_tokens)
+        return room if self.max_answer_tokens is None else min(room, self.max_answer_tokens)
+
+    def check_open(self) -> None:
+        """Raises UnavailableError once the server is going away: what runs may end, nothing new begins."""
+        if self.is_draining:
+            raise UnavailableError(
+                "The server is shutting down. Try another, or again in a moment."
+            )
 
     def _get(self) -> Loaded:
         if self._loaded is None:

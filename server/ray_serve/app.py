@@ -75,7 +75,8 @@ def engine_options(settings: RaySettings) -> dict[str, Any]:
 def gateway_options(settings: RaySettings) -> dict[str, Any]:
     return {
         "name": "Gateway",
-        "num_replicas": settings.gateways,
+        # One: what a key may use is counted here, once for all engines.
+        "num_replicas": 1,
         # It waits more than it computes; a CPU of its own would be taken from an engine.
         "ray_actor_options": {"num_cpus": 0},
         # What may wait is counted before the engines; here nothing is held back.

@@ -11,20 +11,28 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 from ray import serve
 from sse_starlette.sse import AppStatus
 
-from server.api.app import create_app
+from server.api.app import create_routes
+from server.api.caller import STATE, Caller
+from server.api.guard import handler_of
+from server.api.keys import Key
 from server.api.service import Service
 from server.cores import available_cores
 from server.loading import load
 from server.memory import available_bytes
-from server.ray_serve.in_process import call
+from server.ray_serve.in_process import call, scope_of
+from server.ray_serve.meter import Meter
 from server.ray_serve.settings import RaySettings
-from server.ray_serve.wire import Head, Taken, WholeAnswer, WireRequest
+from server.ray_serve.wire import Head, Spent, Taken, WholeAnswer, WireCaller, WireRequest
 
 log = logging.getLogger("lorachat")
+
+# An answer's tokens are told to the gateway in bunches: a piece for each would cost more than it tells.
+SPENT_AT_ONCE = 64
 
 
 class EngineReplica:
@@ -47,13 +55,10 @@ class EngineReplica:
         self._service = Service(
             max_choices=min(settings.max_choices, settings.max_running + settings.max_waiting),
             keepalive_seconds=settings.keepalive_seconds,
+            max_answer_tokens=settings.max_answer_tokens,
         )
-        self._app = create_app(
-            self._service,
-            # Checked at the gateway already. Here they tell whose prefixes are whose.
-            api_keys=[key.get_secret_value() for key in settings.api_keys],
-            max_body_bytes=settings.max_body_bytes,
-        )
+        # Without a door: the gateway's is before all engines, and nobody reaches an engine but through it.
+        self._app = create_routes(self._service)
         loaded.engine.start()
         self._service.set_loaded(loaded)
         self._stopping = threading.Event()
@@ -61,21 +66,36 @@ class EngineReplica:
             target=self._watch, args=(refresh, settings.adapter_poll_seconds), daemon=True
         ).start()
 
-    async def stream(self, request: WireRequest) -> AsyncIterator[Taken | Head | bytes]:
+    async def stream(self, request: WireRequest) -> AsyncIterator[Taken | Spent | Head | bytes]:
         """The answer as it comes. Cancelled by Ray when the caller leaves, which frees what the answer held."""
         yield Taken(self._name)
-        async for piece in call(self._app, request):
+        meter = Meter(request.caller.tokens_per_minute, request.caller.tokens_left)
+        async for piece in self._answer(request, meter):
+            # The prompt's before the head, which tells what is left; the answer's now and then.
+            if meter.unsaid >= SPENT_AT_ONCE or (meter.unsaid and isinstance(piece, Head)):
+                yield Spent(meter.take_unsaid())
             yield piece
+        if meter.unsaid:
+            yield Spent(meter.take_unsaid())
 
     async def whole(self, request: WireRequest) -> WholeAnswer:
         """The answer at once: for the small questions that go to every engine."""
         head, body = Head(500, ()), b""
-        async for piece in call(self._app, request):
+        async for piece in self._answer(request, Meter(None, 0)):
             if isinstance(piece, Head):
                 head = piece
             else:
                 body += piece
         return WholeAnswer(self._name, head, body)
+
+    async def _answer(self, request: WireRequest, meter: Meter) -> AsyncIterator[Head | bytes]:
+        scope = scope_of(request)
+        scope[STATE] = _caller(request.caller, meter)
+        async with aclosing(call(self._app, scope, request.body)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Head):
+                    self._service.metrics.responded(request.method, handler_of(scope), piece.status)
+                yield piece
 
     def check_health(self) -> None:
         """Asked by Ray every few seconds; a replica that raises is replaced."""
@@ -92,6 +112,14 @@ class EngineReplica:
     def _watch(self, refresh: Callable[[], None], seconds: float) -> None:
         while not self._stopping.wait(seconds):
             refresh()
+
+
+def _caller(told: WireCaller, meter: Meter) -> Caller:
+    key = None
+    if told.key_name is not None:
+        # Its digest has done its work at the door.
+        key = Key(told.key_name, b"", told.models, told.is_admin, meter)
+    return Caller(told.request_id, key, told.administration, told.timeout_seconds)
 
 
 def log_to_stderr(level: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -22,16 +23,18 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import errors
-from server.api.caller import caller_of
-from server.api.guard import Guard
+from server.api.admin_access import is_on_admin_port
+from server.api.app import add_door
+from server.api.caller import Caller, caller_of
 from server.api.metrics import Metrics
+from server.door import policy_of, watch_keys
 from server.errors import OverloadedError, ServerError, UnavailableError
 from server.ray_serve.engine_replica import log_to_stderr
 from server.ray_serve.exposition import merged
 from server.ray_serve.relay import Relay
 from server.ray_serve.session import session_of
 from server.ray_serve.settings import RaySettings
-from server.ray_serve.wire import Head, Taken, WholeAnswer, WireRequest
+from server.ray_serve.wire import Head, Spent, Taken, WholeAnswer, WireCaller, WireRequest
 
 log = logging.getLogger("lorachat.gateway")
 
@@ -42,6 +45,8 @@ REQUEST_ID = b"x-request-id"
 OWN_HEADERS = frozenset(
     {b"connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade", REQUEST_ID}
 )
+# A credential has done its work at the door.
+NOT_PASSED = OWN_HEADERS | {b"authorization", b"x-api-key", b"cookie"}
 
 
 class Gateway:
@@ -50,7 +55,11 @@ class Gateway:
     def __init__(self, engines: DeploymentHandle, settings: RaySettings) -> None:
         log_to_stderr(settings.log_level)
         self._engines = engines
-        self._settings = settings
+        self._policy, key_file = policy_of(settings)
+        if key_file is not None:
+            threading.Thread(
+                target=watch_keys, args=(key_file, threading.Event()), daemon=True
+            ).start()
         self._name: str = serve.get_replica_context().replica_id.unique_id
         self._metrics = Metrics(lambda: None, {"kernel": "gateway"})
         self._registry = CollectorRegistry()
@@ -66,12 +75,7 @@ class Gateway:
         app.add_api_route("/v1/models", self._models, methods=["GET"])
         app.add_api_route("/{path:path}", self._ask_all, methods=["GET", "HEAD"])
         app.add_api_route("/{path:path}", self._forward, methods=["POST", "PUT", "PATCH", "DELETE"])
-        app.add_middleware(
-            Guard,
-            keys=[key.get_secret_value() for key in self._settings.api_keys],
-            max_body_bytes=self._settings.max_body_bytes,
-            metrics=self._metrics,
-        )
+        add_door(app, self._policy, self._metrics)
         return _Unnamed(app)
 
     async def _health(self) -> Response:
@@ -79,23 +83,29 @@ class Gateway:
         return JSONResponse({"status": "ok"})
 
     async def _forward(self, request: Request) -> Response:
-        wired = await _wired(request)
-        session = session_of(request.headers, caller_of(request).key_id, wired.body)
+        if is_on_admin_port(request.scope["path"]):
+            # What changes a server changes all of them.
+            return await self._ask_all(request)
+        caller, wired = caller_of(request), await _wired(request)
+        session = session_of(request.headers, caller.key_name, wired.body)
         engines = self._engines.options(stream=True, **({"session_id": session} if session else {}))
+        spend = _spender(caller)
         pieces = engines.stream.remote(wired)
         try:
             self._waiting.inc()
             try:
-                taken = await anext(pieces)
+                async with asyncio.timeout(caller.timeout_seconds):
+                    taken = await anext(pieces)
             finally:
                 self._waiting.dec()
             assert isinstance(taken, Taken)
-            head = await anext(pieces)
+            while isinstance(head := await anext(pieces), Spent):
+                spend(head.num_tokens)
             assert isinstance(head, Head)
         except BaseException as error:
             pieces.cancel()
             raise _ours(error) from error
-        return Relay(head, _shown(head, taken.replica), pieces, describe_loss)
+        return Relay(head, _shown(head, taken.replica), pieces, describe_loss, spend)
 
     async def _ask_all(self, request: Request) -> Response:
         """Any engine's answer, and where they differ the worst: what is said to be there is there in all of them."""
@@ -159,15 +169,37 @@ class _Unnamed:
 
 
 async def _wired(request: Request) -> WireRequest:
-    headers = [header for header in request.scope["headers"] if header[0] not in OWN_HEADERS]
-    name = (REQUEST_ID, caller_of(request).request_id.encode())
+    kept = [header for header in request.scope["headers"] if header[0] not in NOT_PASSED]
     return WireRequest(
         request.method,
         request.scope["path"],
         request.scope["query_string"],
-        (*map(tuple, headers), name),
+        tuple(map(tuple, kept)),
         await request.body(),
+        _wire_caller(caller_of(request)),
     )
+
+
+def _wire_caller(caller: Caller) -> WireCaller:
+    if caller.key is None:
+        return WireCaller(caller.request_id, caller.administration, caller.timeout_seconds)
+    key = caller.key
+    left = dict(key.quota.headers()).get(b"x-ratelimit-remaining-tokens", b"0")
+    return WireCaller(
+        caller.request_id,
+        caller.administration,
+        caller.timeout_seconds,
+        key.name,
+        key.models,
+        key.is_admin,
+        key.quota.limits[1],
+        int(left),
+    )
+
+
+def _spender(caller: Caller) -> Callable[[int], None]:
+    """What is told of the tokens that an engine has used for this caller."""
+    return (lambda _: None) if caller.key is None else caller.key.quota.spend_tokens
 
 
 def _shown(head: Head, replica: str) -> list[tuple[bytes, bytes]]:
@@ -183,7 +215,7 @@ def _response(answer: WholeAnswer, body: bytes) -> Response:
 
 def _ours(error: BaseException) -> BaseException:
     """What the caller is told when an answer fails before its first byte."""
-    if isinstance(error, BackPressureError):
+    if isinstance(error, BackPressureError | TimeoutError):
         return OverloadedError("All engines are busy and the queue is full. Try again later.", 2)
     if isinstance(error, asyncio.CancelledError | ServerError):
         return error

@@ -11,14 +11,14 @@ from starlette.types import ASGIApp, Message, Scope
 from server.ray_serve.wire import Head, WireRequest
 
 
-async def call(app: ASGIApp, request: WireRequest) -> AsyncGenerator[Head | bytes, None]:
+async def call(app: ASGIApp, scope: Scope, body: bytes) -> AsyncGenerator[Head | bytes, None]:
     """The head, then the body in pieces: what has come up since the last piece was taken is one piece.
 
-    Closing the iterator early is the caller's disconnect: the application's task is cancelled, and over when this
-    returns. Raises what the application raises.
+    scope: as scope_of makes it; the application may write into it. Closing the iterator early is the caller's
+    disconnect: the application's task is cancelled, and over when this returns. Raises what the application raises.
     """
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
-    bodies = [request.body]
+    bodies = [body]
 
     async def receive() -> Message:
         if bodies:
@@ -30,23 +30,23 @@ async def call(app: ASGIApp, request: WireRequest) -> AsyncGenerator[Head | byte
     async def send(message: Message) -> None:
         messages.put_nowait(message)
 
-    task = asyncio.ensure_future(app(_scope(request), receive, send))
+    task = asyncio.ensure_future(app(scope, receive, send))
     task.add_done_callback(lambda _: messages.put_nowait(None))
     try:
         while True:
             taken = [await messages.get()]
             while not messages.empty():
                 taken.append(messages.get_nowait())
-            body = bytearray()
+            piece = bytearray()
             for message in taken:
                 if message is None:
                     continue
                 if message["type"] == "http.response.start":
                     yield Head(message["status"], tuple(map(tuple, message.get("headers", ()))))
                 else:
-                    body += message.get("body", b"")
-            if body:
-                yield bytes(body)
+                    piece += message.get("body", b"")
+            if piece:
+                yield bytes(piece)
             if taken[-1] is None:
                 break
         await task
@@ -56,7 +56,7 @@ async def call(app: ASGIApp, request: WireRequest) -> AsyncGenerator[Head | byte
             await task
 
 
-def _scope(request: WireRequest) -> Scope:
+def scope_of(request: WireRequest) -> Scope:
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from server.ray_serve.wire import Head
+from server.ray_serve.wire import Head, Spent
 
 log = logging.getLogger("lorachat.gateway")
 
@@ -29,7 +29,7 @@ class Pieces(Protocol):
 
 
 class Relay(Response):
-    """describe: the body of the error event for an exception of the pieces."""
+    """describe: the body of the error event for an exception of the pieces. spend: told of the tokens used."""
 
     def __init__(
         self,
@@ -37,12 +37,14 @@ class Relay(Response):
         headers: list[tuple[bytes, bytes]],
         pieces: Pieces,
         describe: Callable[[Exception], dict[str, Any]],
+        spend: Callable[[int], None],
     ) -> None:
         super().__init__(status_code=head.status)
         self.raw_headers = headers
         self._is_event_stream = head.is_event_stream
         self._pieces = pieces
         self._describe = describe
+        self._spend = spend
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         passing = asyncio.ensure_future(self._pass(send))
@@ -67,6 +69,9 @@ class Relay(Response):
         )
         try:
             async for piece in self._pieces:
+                if isinstance(piece, Spent):
+                    self._spend(piece.num_tokens)
+                    continue
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
             if not self._is_event_stream:

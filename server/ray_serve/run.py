@@ -11,6 +11,7 @@ import ray
 from ray import serve
 
 from server.cores import available_cores
+from server.door import policy_of
 from server.ray_serve.app import NAME, application
 from server.ray_serve.engine_replica import log_to_stderr
 from server.ray_serve.settings import RaySettings
@@ -19,13 +20,16 @@ log = logging.getLogger("lorachat")
 
 
 def run(settings: RaySettings) -> int:
-    """Serve until SIGINT or SIGTERM, then let the running answers end. The exit code: 1 if it could not start."""
+    """Serve until SIGINT or SIGTERM, then let the running answers end. The exit code: 1 if it could not start.
+
+    Raises StartupError for settings that cannot be secure.
+    """
     log_to_stderr(settings.log_level)
     stop = threading.Event()
     settings = with_threads(settings, available_cores())
+    # Here once for its errors and warnings; the gateway makes its own.
+    policy_of(settings)
     host, port = settings.host, settings.port or _free_port(settings.host)
-    if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
-        log.warning("listening on %s without an API key: anyone who reaches it can use it", host)
     _connect(settings)
     # After Ray's own, which print a stack and end the process in the middle of the drain.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -46,9 +46,6 @@ class RaySettings(Settings):
         ge=1,
         description="requests per engine, waiting ones included, that Ray scales towards; default: max-running",
     )
-    gateways: int = Field(
-        1, ge=1, le=64, description="processes before the engines: keys, limits, routing; no model"
-    )
     ray_address: str | None = Field(
         None,
         description="a Ray cluster that runs already: auto, or HOST:PORT; default: one of its own, here",
@@ -58,6 +55,15 @@ class RaySettings(Settings):
         ge=80,
         description="memory of the own cluster's object store, in MiB; tokens take little",
     )
+
+    @model_validator(mode="after")
+    def _one_port(self) -> RaySettings:
+        if self.admin_port is not None:
+            raise ValueError(
+                "there is no --admin-port under Ray; LORACHAT_ADMIN_KEY, or a key with `admin = true`, opens the"
+                " admin routes at the public port"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> RaySettings:

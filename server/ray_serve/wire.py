@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.api.caller import Administration
+
 Headers = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WireCaller:
+    """What the door found out about the sender; the credential stays there.
+
+    key_name: None where no key is asked for. models: that the key is for; None is all. tokens_per_minute, tokens_left:
+    of the key's quota; None is no limit.
+    """
+
+    request_id: str
+    administration: Administration
+    timeout_seconds: float | None = None
+    key_name: str | None = None
+    models: frozenset[str] | None = None
+    is_admin: bool = False
+    tokens_per_minute: int | None = None
+    tokens_left: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +36,14 @@ class WireRequest:
     query: bytes
     headers: Headers
     body: bytes
+    caller: WireCaller
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Tokens that the request has used since this was last said."""
+
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -19,7 +20,15 @@ import pytest
 
 from tests.conftest import ROOT
 
-KEY, OTHER_KEY = "sk-first", "sk-second"
+KEY, OTHER_KEY, LIMITED_KEY = "sk-first", "sk-second", "sk-limited"
+TOKENS_PER_MINUTE = 200
+KEY_FILE = f"""
+[[key]]
+name = "limited"
+sha256 = "{hashlib.sha256(LIMITED_KEY.encode()).hexdigest()}"
+models = ["base"]
+tokens_per_minute = {TOKENS_PER_MINUTE}
+"""
 MAX_RUNNING, MAX_WAITING, MAX_BODY = 4, 2, 65536
 PYTHON = ROOT / os.environ.get("LORACHAT_RAY_ENV", ".venv-ray") / "bin" / "python"
 REPLICA = "x-lorachat-replica"
@@ -100,12 +109,14 @@ def cluster(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / "server.log"
+    keys = folder / "keys.toml"
+    keys.write_text(KEY_FILE)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(PYTHON), "-m", "server", "ray", "--model", str(embedded_model), "--port", str(port),
              "--adapters", str(volume), "--adapter-poll-seconds", "1", "--max-context", "1024",
              "--replicas", "2", "--threads", "1", "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
-             "--max-body-bytes", str(MAX_BODY), "--api-keys", f"{KEY},{OTHER_KEY}"],
+             "--max-body-bytes", str(MAX_BODY), "--api-keys", f"{KEY},{OTHER_KEY}", "--api-key-file", str(keys)],
             cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "RAY_COLOR_PREFIX": "0"},
         )  # fmt: skip
     running = Cluster(f"http://127.0.0.1:{port}", volume, log, process)

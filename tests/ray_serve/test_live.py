@@ -18,12 +18,14 @@ import pytest
 from tests.conftest import ROOT
 from tests.ray_serve.conftest import (
     KEY,
+    LIMITED_KEY,
     MAX_BODY,
     MAX_RUNNING,
     MAX_WAITING,
     OTHER_KEY,
     PYTHON,
     REPLICA,
+    TOKENS_PER_MINUTE,
     Cluster,
     until,
 )
@@ -126,6 +128,27 @@ def test_one_keys_cached_prefixes_are_not_anothers(cluster: Cluster) -> None:
     cached(KEY)
     assert cached(KEY) > shared
     assert cached(OTHER_KEY) <= shared
+
+
+def test_a_keys_quota_is_for_all_engines_together(cluster: Cluster) -> None:
+    used, replicas = 0, set()
+    for number in range(MANY):
+        headers = {"x-api-key": LIMITED_KEY, "x-session-id": f"limited-{number}"}
+        answer = cluster.post(CHAT, chat("Hi.", max_tokens=8, ignore_eos=True), **headers)
+        if answer.status_code == 429:
+            break
+        used += answer.json()["usage"]["total_tokens"]
+        replicas.add(answer.headers[REPLICA])
+        left = int(answer.headers["x-ratelimit-remaining-tokens"])
+        assert left <= TOKENS_PER_MINUTE - answer.json()["usage"]["prompt_tokens"]
+    error = answer.json()["error"]
+    assert "tokens per min" in error["message"]
+    assert int(answer.headers["retry-after"]) >= 1
+    # One more request may have been let in on the last tokens, and the bucket fills meanwhile; not one bucket more.
+    assert TOKENS_PER_MINUTE / 2 < used < 1.5 * TOKENS_PER_MINUTE
+    # The key is for the base alone, at every engine.
+    models = httpx.get(f"{cluster.url}/v1/models", headers={"x-api-key": LIMITED_KEY}).json()
+    assert [model["id"] for model in models["data"]] == ["base"]
 
 
 def test_the_request_is_named_once(cluster: Cluster) -> None:

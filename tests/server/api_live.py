@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,6 +13,8 @@ import httpx
 import openai
 
 from server.api.app import create_app
+from server.api.keys import Keyring, environment_keys
+from server.api.policy import Policy
 from server.api.service import Loaded, Service
 from server.engine.engine import Engine
 from tests.server.api_fakes import LAST, FakeCatalogue, FakeEngine
@@ -65,16 +67,28 @@ def running(
     loaded: bool = True,
     template: str = LAST,
     keepalive_seconds: float = 15,
-    **options: Any,
+    api_keys: Sequence[str] = (),
+    admin_key: str | None = None,
+    max_answer_tokens: int | None = None,
+    catalogue: FakeCatalogue | None = None,
+    **policy: Any,
 ) -> Iterator[Running]:
+    """policy: fields of Policy."""
     engine = engine or FakeEngine()
-    service = Service(max_choices=4, keepalive_seconds=keepalive_seconds)
+    service = Service(
+        max_choices=4, keepalive_seconds=keepalive_seconds, max_answer_tokens=max_answer_tokens
+    )
+    policy.setdefault("keyring", Keyring(environment_keys(api_keys, admin_key)))
     if loaded:
         service.set_loaded(
-            Loaded(cast(Engine, engine), FakeCatalogue(template=template), {"kernel": "fake"})
+            Loaded(
+                cast(Engine, engine),
+                catalogue or FakeCatalogue(template=template),
+                {"kernel": "fake"},
+            )
         )
     with (
-        serve(create_app(service, **options)) as url,
+        serve(create_app(service, Policy(**policy)), Policy(**policy).stall_seconds) as url,
         httpx.Client(base_url=url, timeout=30) as http,
     ):
         yield Running(http, engine, service)

@@ -35,7 +35,11 @@ from tests.server.fakes import FakeModel, ScriptedRunner, encode
 
 
 def request(
-    prompt: str, max_tokens: int = 50, n: int = 1, stop: tuple[str, ...] = ()
+    prompt: str,
+    max_tokens: int = 50,
+    n: int = 1,
+    stop: tuple[str, ...] = (),
+    tenant: str = "",
 ) -> GenerationRequest:
     return GenerationRequest(
         id="chatcmpl-x",
@@ -43,15 +47,26 @@ def request(
         prompt_ids=tuple(encode(prompt)),
         params=SamplingParams(max_tokens=max_tokens, stop=stop),
         n=n,
+        tenant=tenant,
     )
 
 
 @asynccontextmanager
 async def running(
-    runner: ScriptedRunner, max_running: int = 4, max_waiting: int = 4, max_context: int = 200
+    runner: ScriptedRunner,
+    max_running: int = 4,
+    max_waiting: int = 4,
+    max_context: int = 200,
+    max_waiting_tokens: int = 10_000,
 ) -> AsyncIterator[Engine]:
     limits = Limits(max_running, max_step_tokens=16)
-    engine = Engine(runner, limits, max_context=max_context, max_waiting=max_waiting)
+    engine = Engine(
+        runner,
+        limits,
+        max_context=max_context,
+        max_waiting=max_waiting,
+        max_waiting_tokens=max_waiting_tokens,
+    )
     engine.start()
     try:
         yield engine
@@ -142,6 +157,53 @@ def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
             for generation in accepted:
                 assert (await read(generation))[0] == {0: "abc"}
             assert (await read(engine.submit(request("abc"))))[0] == {0: "abc"}
+
+    run(test)
+
+
+def test_waiting_prompts_are_bounded_in_tokens_too() -> None:
+    async def test() -> None:
+        gate = threading.Event()
+        runner = ScriptedRunner(before_step=lambda _: gate.wait(10))
+        async with running(
+            runner, max_running=1, max_waiting=9, max_context=500, max_waiting_tokens=50
+        ) as engine:
+            accepted = [engine.submit(request("runs"))]
+            await until(lambda: engine.stats.waiting_tokens == 0)
+            accepted.append(engine.submit(request("x" * 60)))  # alone, any length may wait
+            with pytest.raises(
+                OverloadedError, match="prompts of 60 tokens are waiting"
+            ) as refusal:
+                engine.submit(request("y"))
+            assert refusal.value.retry_after > 0
+            # The other keys' callers get in, each with one.
+            accepted.append(engine.submit(request("z" * 60, tenant="other")))
+            with pytest.raises(OverloadedError, match="prompts of 120 tokens"):
+                engine.submit(request("y", tenant="other"))
+            accepted[-1].cancel()
+            gate.set()
+            for generation in accepted[:2]:
+                await read(generation)
+            await until(lambda: engine.stats.waiting_tokens == 0)
+            assert (await read(engine.submit(request("abc"))))[0] == {0: "abc"}
+
+    run(test)
+
+
+def test_a_queue_that_one_key_fills_has_a_place_for_another() -> None:
+    async def test() -> None:
+        gate = threading.Event()
+        runner = ScriptedRunner(before_step=lambda _: gate.wait(10))
+        async with running(runner, max_running=1, max_waiting=9) as engine:
+            accepted = [engine.submit(request("abc", tenant="many")) for _ in range(10)]
+            with pytest.raises(OverloadedError):
+                engine.submit(request("abc", tenant="many"))
+            accepted += [engine.submit(request("abc", tenant="few")) for _ in range(8)]
+            with pytest.raises(OverloadedError):
+                engine.submit(request("abc", tenant="few"))
+            gate.set()
+            for generation in accepted:
+                assert (await read(generation))[0] == {0: "abc"}
 
     run(test)
 

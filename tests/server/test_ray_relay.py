@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import httpx
@@ -12,14 +12,19 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from server.ray_serve.in_process import call
+from server.api.caller import Administration
+from server.errors import RateLimitError
+from server.ray_serve.in_process import call, scope_of
+from server.ray_serve.meter import Meter
 from server.ray_serve.relay import Relay
-from server.ray_serve.wire import Head, WireRequest
+from server.ray_serve.wire import Head, Spent, WireCaller, WireRequest
 from tests.server.live import serve
 
 
-def request(path: str, body: bytes = b"", method: str = "POST") -> WireRequest:
-    return WireRequest(method, path, b"q=1", ((b"x-mark", b"m"),), body)
+def called(server: FastAPI, path: str, body: bytes = b"") -> AsyncGenerator[Head | bytes, None]:
+    caller = WireCaller("r", Administration.CLOSED)
+    request = WireRequest("POST", path, b"q=1", ((b"x-mark", b"m"),), body, caller)
+    return call(server, scope_of(request), body)
 
 
 def app() -> FastAPI:
@@ -58,10 +63,10 @@ def app() -> FastAPI:
     return app
 
 
-async def collected(called: AsyncIterator[Head | bytes]) -> tuple[Head, list[bytes]]:
+async def collected(given: AsyncIterator[Head | bytes]) -> tuple[Head, list[bytes]]:
     head: Head | None = None
     pieces = []
-    async for piece in called:
+    async for piece in given:
         if isinstance(piece, Head):
             head = piece
         else:
@@ -71,7 +76,7 @@ async def collected(called: AsyncIterator[Head | bytes]) -> tuple[Head, list[byt
 
 
 def test_a_request_reaches_the_app_as_over_a_socket() -> None:
-    head, pieces = asyncio.run(collected(call(app(), request("/echo", b"hello"))))
+    head, pieces = asyncio.run(collected(called(app(), "/echo", b"hello")))
     assert head.status == 200
     assert json.loads(b"".join(pieces)) == {"body": "hello", "q": "1", "mark": "m"}
 
@@ -79,7 +84,7 @@ def test_a_request_reaches_the_app_as_over_a_socket() -> None:
 def test_a_slow_reader_loses_nothing_and_gets_what_has_come_up_in_one_piece() -> None:
     async def slowly() -> list[bytes]:
         pieces = []
-        async for piece in call(app(), request("/count")):
+        async for piece in called(app(), "/count"):
             if isinstance(piece, bytes):
                 pieces.append(piece)
                 await asyncio.sleep(0.005)
@@ -94,10 +99,10 @@ def test_a_slow_reader_loses_nothing_and_gets_what_has_come_up_in_one_piece() ->
 def test_leaving_early_ends_the_work(path: str) -> None:
     async def leave() -> None:
         server = app()
-        called = call(server, request(path))
+        pieces = called(server, path)
 
         async def read() -> None:
-            async for piece in called:
+            async for piece in pieces:
                 if isinstance(piece, bytes):
                     return
 
@@ -105,7 +110,7 @@ def test_leaving_early_ends_the_work(path: str) -> None:
         await asyncio.wait({reading}, timeout=0.2)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-        await called.aclose()
+        await pieces.aclose()
         await asyncio.wait_for(server.state.left.wait(), 5)
 
     asyncio.run(leave())
@@ -113,13 +118,17 @@ def test_leaving_early_ends_the_work(path: str) -> None:
 
 def test_the_apps_own_failure_is_raised() -> None:
     with pytest.raises(KeyError):
-        asyncio.run(collected(call(app(), request("/fail"))))
+        asyncio.run(collected(called(app(), "/fail")))
+
+
+def describe(error: Exception) -> dict[str, Any]:
+    return {"error": {"message": str(error)}}
 
 
 class Pieces:
     """An engine's answer that ends, or is lost, after what is given."""
 
-    def __init__(self, given: list[bytes], error: Exception | None = None) -> None:
+    def __init__(self, given: list[bytes | Spent], error: Exception | None = None) -> None:
         self._given = given
         self._error = error
         self.was_cancelled = False
@@ -134,23 +143,26 @@ class Pieces:
         self.was_cancelled = True
 
 
-def relayed(pieces: Pieces, content_type: bytes) -> httpx.Response:
+def relayed(pieces: Pieces, content_type: bytes, spent: list[int] | None = None) -> httpx.Response:
     server = FastAPI()
     head = Head(200, ((b"content-type", content_type),))
 
     @server.get("/")
     def get() -> Relay:
-        return Relay(head, list(head.headers), pieces, lambda error: {"error": {"message": str(error)}})  # fmt: skip
+        return Relay(head, list(head.headers), pieces, describe, ([] if spent is None else spent).append)  # fmt: skip
 
     with serve(server) as url, httpx.Client() as client:
         return client.get(url)
 
 
 def test_an_answer_is_passed_on_as_it_is() -> None:
-    pieces = Pieces([b"data: 1\n\n", b"data: [DONE]\n\n"])
-    answer = relayed(pieces, b"text/event-stream")
+    spent: list[int] = []
+    pieces = Pieces([b"data: 1\n\n", Spent(7), b"data: [DONE]\n\n", Spent(2)])
+    answer = relayed(pieces, b"text/event-stream", spent)
     assert answer.content == b"data: 1\n\ndata: [DONE]\n\n"
     assert answer.headers["content-type"] == "text/event-stream"
+    # What the engine has used is told to the one who keeps the key's quota, and not to the caller.
+    assert spent == [7, 2]
 
 
 def test_a_stream_whose_engine_is_lost_ends_with_an_error_event() -> None:
@@ -163,3 +175,17 @@ def test_a_stream_whose_engine_is_lost_ends_with_an_error_event() -> None:
 def test_half_a_body_that_is_no_stream_is_not_passed_off_as_a_whole_one() -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         relayed(Pieces([b'{"a"'], RuntimeError("lost")), b"application/json")
+
+
+def test_an_engine_counts_a_requests_tokens_against_what_its_key_has_left() -> None:
+    meter = Meter(1000, 100)
+    meter.check_tokens(90)
+    with pytest.raises(RateLimitError, match="Limit 1000"):
+        meter.check_tokens(200)
+    meter.spend_tokens(30)
+    meter.spend_tokens(1)
+    assert (meter.take_unsaid(), meter.take_unsaid()) == (31, 0)
+    unlimited = Meter(None, 0)
+    unlimited.check_tokens(10**9)
+    unlimited.spend_tokens(5)
+    assert unlimited.take_unsaid() == 5

@@ -35,8 +35,12 @@ def test_the_number_of_engines_moves_only_where_it_is_told_to(
     assert found == bounds
 
 
-@pytest.mark.parametrize("given", [{"min_replicas": 3}, {"max_replicas": 1}, {"replicas": 0}])
-def test_bounds_that_contradict_each_other_are_refused(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "given", [{"min_replicas": 3}, {"max_replicas": 1}, {"replicas": 0}, {"admin_port": 8001}]
+)
+def test_what_contradicts_itself_or_is_not_there_under_ray_is_refused(
+    given: dict[str, Any],
+) -> None:
     with pytest.raises(ValidationError):
         RaySettings(model="x", **given)
 
