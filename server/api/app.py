@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server.api import errors, openapi
 from server.api.guard import Guard
+from server.api.metrics import Metrics
 from server.api.policy import Policy
 from server.api.routes.admin import admin_router
 from server.api.routes.chat import chat_router
@@ -32,7 +33,13 @@ def create_app(
     service: Service, policy: Policy | None = None, *, lifespan: Lifespan | None = None
 ) -> FastAPI:
     """policy: by default nobody is asked for a key."""
-    policy = policy or Policy()
+    app = create_routes(service, lifespan=lifespan)
+    add_door(app, policy or Policy(), service.metrics)
+    return app
+
+
+def create_routes(service: Service, *, lifespan: Lifespan | None = None) -> FastAPI:
+    """The app without its door: what is behind another's."""
     app = FastAPI(title="lorachat", lifespan=lifespan, docs_url=None, redoc_url=None)
     errors.install(app, service.metrics.rejected)
     for make_router in (
@@ -46,7 +53,11 @@ def create_app(
     ):
         app.include_router(make_router(service))
     openapi.install(app)
-    app.add_middleware(Guard, policy=policy, metrics=service.metrics)
+    return app
+
+
+def add_door(app: FastAPI, policy: Policy, metrics: Metrics) -> None:
+    app.add_middleware(Guard, policy=policy, metrics=metrics)
     if policy.cors_origins:
         # Outside of the guard: browsers ask before they send a key. Without cookies there are no credentials to allow.
         app.add_middleware(
@@ -56,4 +67,3 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    return app

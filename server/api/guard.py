@@ -54,7 +54,7 @@ class Guard:
                     (b"x-request-id", request_id.encode()),
                     *(key.quota.headers() if key is not None else ()),
                 ]
-                self._metrics.responded(scope["method"], _handler(scope), message["status"])
+                self._metrics.responded(scope["method"], handler_of(scope), message["status"])
             await send(message)
 
         if self._is_elsewhere(scope):
@@ -168,7 +168,7 @@ class Guard:
         return bounded
 
 
-def _handler(scope: Scope) -> str:
+def handler_of(scope: Scope) -> str:
     """The route's own path: paths are callers' words, and metrics must not grow with them."""
     route = scope.get("route")
     return getattr(route, "path", None) or "(none)"

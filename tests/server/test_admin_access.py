@@ -14,13 +14,13 @@ import pytest
 import uvicorn
 from fastapi import Depends, FastAPI
 
-from server import __main__ as main
 from server.api.admin_access import require_admin
 from server.api.app import create_app
 from server.api.drain import AdminAddress, DrainingServer
 from server.api.keys import Keyring, environment_keys
 from server.api.policy import AdminPort, Policy
 from server.api.service import Service
+from server.door import policy_of
 from server.errors import StartupError
 from server.settings import Settings
 from tests.conftest import ROOT
@@ -128,14 +128,14 @@ def test_an_admin_port_that_other_machines_reach_needs_an_admin_key(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(StartupError, match="LORACHAT_ADMIN_KEY"):
-        main._policy(settings(admin_port=8001, admin_host="0.0.0.0"))
-    main._policy(settings(admin_port=8001, admin_host="0.0.0.0", admin_key="chief"))
-    main._policy(settings(admin_port=8001))
+        policy_of(settings(admin_port=8001, admin_host="0.0.0.0"))
+    policy_of(settings(admin_port=8001, admin_host="0.0.0.0", admin_key="chief"))
+    policy_of(settings(admin_port=8001))
     assert "anyone who reaches it" not in caplog.text
-    main._policy(settings(host="0.0.0.0", admin_key="chief"))
+    policy_of(settings(host="0.0.0.0", admin_key="chief"))
     assert "anyone who reaches it can use it" in caplog.text
     caplog.clear()
-    main._policy(settings(host="0.0.0.0", api_keys="user"))
+    policy_of(settings(host="0.0.0.0", api_keys="user"))
     assert caplog.text == ""
 
 
