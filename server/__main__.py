@@ -18,28 +18,29 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from server.errors import StartupError
+from server.log_format import set_up
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from server.api.observer import Reporter
     from server.api.service import Loaded, Service
+    from server.api.tracing import Tracing
 
 log = logging.getLogger("lorachat")
 
 # A step of so many rows costs hardly more than one of a single row: the weights are read once for all of them.
 DRAFT_TOKENS = 8
+# Either of them asks for traces, as in every program with OpenTelemetry.
+OTEL_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 # Whole contexts that the KV cache holds by default, where there is memory for them.
 KV_CACHE_CONTEXTS = 8
 
 
 def main() -> None:
     settings = _read_settings()
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    set_up(settings.log_format, settings.log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # Nothing is fetched because of a request; the base may be, once, at start, when it is a hub id.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -77,6 +78,7 @@ def _serve(settings: Settings) -> int:
 
     from server.api.app import create_app
     from server.api.drain import DrainingServer
+    from server.api.request_log import RequestLog
     from server.api.service import Service
 
     # The library would cut every stream at SIGTERM; here running answers have drain_seconds to finish.
@@ -85,7 +87,10 @@ def _serve(settings: Settings) -> int:
         # More choices than ever fit would be told to come back, for ever.
         max_choices=min(settings.max_choices, settings.max_running + settings.max_waiting),
         keepalive_seconds=settings.keepalive_seconds,
+        keeps_content=settings.log_content,
     )
+    tracing = _tracing(settings)
+    reporters: list[Reporter] = [RequestLog(with_content=settings.log_content)]
     stopping = threading.Event()
 
     @asynccontextmanager
@@ -104,6 +109,7 @@ def _serve(settings: Settings) -> int:
         api_keys=[key.get_secret_value() for key in settings.api_keys],
         max_body_bytes=settings.max_body_bytes,
         lifespan=lifespan,
+        reporters=[*reporters, tracing] if tracing is not None else reporters,
     )
 
     def end_drain() -> None:
@@ -132,7 +138,29 @@ def _serve(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     server.run()
+    if tracing is not None:
+        tracing.close()
     return 1 if service.failure is not None else 0
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    """Where traces are asked for, by the setting or by OpenTelemetry's own variables."""
+    by_variable = any(os.environ.get(name) for name in OTEL_VARIABLES)
+    if settings.otel_endpoint is None and not by_variable:
+        return None
+    try:
+        from server.api.tracing import Tracing, otlp_exporter
+    except ImportError as error:
+        missing = (
+            f"traces need packages that are not installed ({error.name}):"
+            " pip install -r requirements/otel.txt -c requirements/constraints-cpu.txt"
+        )
+        if settings.otel_endpoint is not None:
+            _exit(f"{missing}, or leave out --otel-endpoint (or LORACHAT_OTEL_ENDPOINT).")
+        # A cluster may set these for every program in it.
+        log.warning("no traces are sent, although OTEL_EXPORTER_OTLP_… is set: %s", missing)
+        return None
+    return Tracing(otlp_exporter(settings.otel_endpoint), with_content=settings.log_content)
 
 
 def _load_and_watch(
@@ -231,7 +259,13 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
         time.perf_counter() - begun,
         ", ".join(info.id for info in catalogue.list()),
     )
-    info = {"kernel": backend.kernel, "weights": backend.weights}
+    info = {
+        "kernel": backend.kernel,
+        "weights": backend.weights,
+        "threads": str(threads),
+        "block_size": str(runner.block_size),
+        "max_running": str(settings.max_running),
+    }
     return Loaded(engine, catalogue, info), catalogue.refresh
 
 

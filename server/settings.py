@@ -89,6 +89,18 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="how a line of log looks: text, or one JSON object"
+    )
+    log_content: bool = Field(
+        False, description="prompts and answers in the log and in traces; off, no text of a user is"
+    )
+    otel_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="OpenTelemetry collector that gets a trace of each request, over OTLP/HTTP, for example"
+        " http://127.0.0.1:4318; default: what the OTEL_EXPORTER_OTLP_* variables say, and without them none",
+    )
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -329,6 +329,7 @@ class EngineStats:
 
     running: int = 0  # sequences
     waiting: int = 0  # sequences
+    waiting_tokens: int = 0  # of prompts that wait to be computed
     blocks_used: int = 0  # KV blocks that running sequences hold
     blocks_cached: int = 0  # KV blocks that only the prefix cache holds
     blocks_total: int = 0

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from server.api import errors, openapi
 from server.api.guard import Guard
+from server.api.observer import Observer, Reporter
 from server.api.routes.chat import chat_router
 from server.api.routes.completions import completions_router
 from server.api.routes.models import models_router
@@ -26,7 +27,9 @@ def create_app(
     api_keys: Sequence[str] = (),
     max_body_bytes: int = 4 * 2**20,
     lifespan: Lifespan | None = None,
+    reporters: Sequence[Reporter] = (),
 ) -> FastAPI:
+    """reporters: told of every request when it has ended, beside the metrics."""
     app = FastAPI(title="lorachat", lifespan=lifespan, docs_url=None, redoc_url=None)
     errors.install(app, service.metrics.rejected)
     for make_router in (
@@ -40,4 +43,6 @@ def create_app(
         app.include_router(make_router(service))
     openapi.install(app)
     app.add_middleware(Guard, keys=api_keys, max_body_bytes=max_body_bytes, metrics=service.metrics)
+    # Added last, so it stands outside of all else.
+    app.add_middleware(Observer, reporters=(service.report, *reporters))
     return app

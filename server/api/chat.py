@@ -78,6 +78,7 @@ async def start_chat(
         clock,
         new_constraint,
     )
+    run.messages = messages
     writer = LogprobWriter(model.tokenizer)
     readers = [ChoiceReader(run.request, structure.new_parser, writer, num_top) for _ in range(n)]
     return ChatRun(run, readers)
@@ -101,8 +102,9 @@ def submit(
         request = replace(request, new_constraint=remembered)
     clock.submitted = time.perf_counter()
     generation = service.engine.submit(request)
-    service.metrics.submitted(request)
-    return Run(service, generation, request, clock, constraints)
+    run = Run(service, generation, request, clock, constraints)
+    service.metrics.submitted(run)
+    return run
 
 
 def check_n(service: Service, fields: SamplingFields) -> int:

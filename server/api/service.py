@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from server.api.metrics import Metrics
 from server.engine.engine import DEAD, Engine
 from server.errors import UnavailableError
 from server.grammar.compiler import GrammarCompiler
 from server.types import Catalogue, EngineStats
+
+if TYPE_CHECKING:
+    from server.api.record import RequestRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +29,19 @@ class Loaded:
 
 
 class Service:
-    """max_choices: the largest `n`. keepalive_seconds: silence in a stream before a comment is sent."""
+    """max_choices: the largest `n`. keepalive_seconds: silence in a stream before a comment is sent.
 
-    def __init__(self, *, max_choices: int, keepalive_seconds: float) -> None:
+    keeps_content: runs remember the text of their answers, for those who are asked to report it.
+    """
+
+    def __init__(
+        self, *, max_choices: int, keepalive_seconds: float, keeps_content: bool = False
+    ) -> None:
         self.max_choices = max_choices
         self.keepalive_seconds = keepalive_seconds
+        self.keeps_content = keeps_content
         self._info: dict[str, str] = {}
-        self.metrics = Metrics(self._stats, self._info)
+        self.metrics = Metrics(self._stats, self._info, lambda: self.status == "ready")
         self.metrics.add_models(self._models)
         self._loaded: Loaded | None = None
         self._grammars: GrammarCompiler | None = None
@@ -74,6 +84,11 @@ class Service:
         self._get()
         assert self._grammars is not None, "made with what was loaded"
         return self._grammars
+
+    def report(self, record: RequestRecord) -> None:
+        """Count a request that has ended, by its key."""
+        if record.operation is not None:
+            self.metrics.answered(record.key, record.status, record.runs)
 
     def default_max_tokens(self, prompt_tokens: int) -> int:
         """Without a limit of the caller's, an answer may fill what the prompt leaves."""

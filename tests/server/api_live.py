@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,11 +40,17 @@ class Running:
         return chunks_of(self.chat(text, stream=True, **fields))
 
     def metric(self, name: str) -> float:
-        """The value of a series of /metrics; 0 where there is none."""
-        for line in self.http.get("/metrics").text.splitlines():
+        """The value of a series of /metrics; 0 where there is none. The labels that all of vLLM's have are left out."""
+        for line in plain_series(self.http.get("/metrics").text):
             if line.rpartition(" ")[0] == name:
                 return float(line.rpartition(" ")[2])
         return 0.0
+
+
+def plain_series(exposition: str) -> list[str]:
+    """The lines of a scrape without `engine="0"` and `model_name="base"`."""
+    plain = re.sub(r'(engine="0"|model_name="base"),?', "", exposition)
+    return re.sub(r",}", "}", plain).replace("{}", "").splitlines()
 
 
 def chunks_of(response: httpx.Response) -> list[dict[str, Any]]:
@@ -65,10 +72,13 @@ def running(
     loaded: bool = True,
     template: str = LAST,
     keepalive_seconds: float = 15,
+    keeps_content: bool = False,
     **options: Any,
 ) -> Iterator[Running]:
     engine = engine or FakeEngine()
-    service = Service(max_choices=4, keepalive_seconds=keepalive_seconds)
+    service = Service(
+        max_choices=4, keepalive_seconds=keepalive_seconds, keeps_content=keeps_content
+    )
     if loaded:
         service.set_loaded(
             Loaded(cast(Engine, engine), FakeCatalogue(template=template), {"kernel": "fake"})
