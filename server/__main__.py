@@ -266,7 +266,8 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
         "block_size": str(runner.block_size),
         "max_running": str(settings.max_running),
     }
-    return Loaded(engine, catalogue, info), catalogue.refresh
+    sizes = {"weight": backend.weight_bytes, "memory_limit": available_bytes()}
+    return Loaded(engine, catalogue, info, sizes), catalogue.refresh
 
 
 if __name__ == "__main__":

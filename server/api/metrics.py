@@ -38,12 +38,13 @@ disable_created_metrics()  # one series more per series, of no use to anyone who
 
 
 class Metrics:
-    """stats: the engine's counters now, None while there is no engine. info: labels of the engine, fixed at start."""
+    """stats: the engine's counters now, None while there is no engine. info: labels of the engine. sizes: in bytes."""
 
     def __init__(
         self,
         stats: Callable[[], EngineStats | None],
         info: Mapping[str, str],
+        sizes: Mapping[str, int],
         is_ready: Callable[[], bool],
     ) -> None:
         self._registry = registry = CollectorRegistry()
@@ -151,7 +152,9 @@ class Metrics:
         )
         self._http = counter("http_requests", "HTTP requests.", "method", "handler", "status")
         ProcessCollector(registry=registry)  # memory, processor time, open files, start
-        registry.register(EngineCollector(stats, info, is_ready, lambda: list(self._open.values())))
+        registry.register(
+            EngineCollector(stats, info, sizes, is_ready, lambda: list(self._open.values()))
+        )
 
     def exposition(self) -> bytes:
         data: bytes = generate_latest(self._registry)

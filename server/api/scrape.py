@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # vLLM's dashboards select by these two. It gives every series the served name of its base; ours is `base`.
 VLLM_LABELS = {"model_name": "base", "engine": "0"}
 
+SIZES = {
+    "weight": "Memory that the base's weights take; each step reads them once.",
+    "memory_limit": "Memory that this process may use: the container's limit, or the machine's.",
+}
+
 
 class EngineCollector:
     """stats: None while there is no engine. runs: a copy of what waits or runs now."""
@@ -28,11 +33,13 @@ class EngineCollector:
         self,
         stats: Callable[[], EngineStats | None],
         info: Mapping[str, str],
+        sizes: Mapping[str, int],
         is_ready: Callable[[], bool],
         runs: Callable[[], list[Run]],
     ) -> None:
         self._stats = stats
         self._info = info
+        self._sizes = sizes
         self._is_ready = is_ready
         self._runs = runs
 
@@ -49,6 +56,8 @@ class EngineCollector:
             "Whether a chat would be answered: 1, or 0 while loading and after a failure.",
             value=int(self._is_ready()),
         )
+        for name, size in self._sizes.items():
+            yield GaugeMetricFamily(f"lorachat_{name}_bytes", SIZES[name], value=size)
         if stats is None:
             return
         blocks = max(stats.blocks_total, 1)

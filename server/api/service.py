@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What loading gives. info: labels for lorachat_engine_info, such as kernel and weights."""
+    """What loading gives. info: labels for lorachat_engine_info, such as kernel and weights.
+
+    sizes: in bytes, of what does not change: `weight` and `memory_limit` become lorachat_…_bytes.
+    """
 
     engine: Engine
     catalogue: Catalogue
     info: Mapping[str, str] | None = None
+    sizes: Mapping[str, int] | None = None
 
 
 class Service:
@@ -41,7 +45,8 @@ class Service:
         self.keepalive_seconds = keepalive_seconds
         self.keeps_content = keeps_content
         self._info: dict[str, str] = {}
-        self.metrics = Metrics(self._stats, self._info, lambda: self.status == "ready")
+        self._sizes: dict[str, int] = {}
+        self.metrics = Metrics(self._stats, self._info, self._sizes, lambda: self.status == "ready")
         self.metrics.add_models(self._models)
         self._loaded: Loaded | None = None
         self._grammars: GrammarCompiler | None = None
@@ -49,6 +54,7 @@ class Service:
 
     def set_loaded(self, loaded: Loaded) -> None:
         self._info.update(loaded.info or {})
+        self._sizes.update(loaded.sizes or {})
         self._grammars = GrammarCompiler(loaded.catalogue.vocab_size)
         self._loaded = loaded
 

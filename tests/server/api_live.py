@@ -81,7 +81,12 @@ def running(
     )
     if loaded:
         service.set_loaded(
-            Loaded(cast(Engine, engine), FakeCatalogue(template=template), {"kernel": "fake"})
+            Loaded(
+                cast(Engine, engine),
+                FakeCatalogue(template=template),
+                {"kernel": "fake"},
+                {"weight": 1000, "memory_limit": 2000},
+            )
         )
     with (
         serve(create_app(service, **options)) as url,
