@@ -83,12 +83,15 @@ def attributes(holder: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def traced(engine: FakeEngine | None = None, *, with_content: bool = False, number: int = 1, **options: Any) -> Iterator[tuple[Running, Collector]]:  # fmt: skip
+def traced(
+    engine: FakeEngine | None = None, *, with_content: bool = False, number: int = 1, **options: Any
+) -> Iterator[tuple[Running, Collector]]:
     """On the way out all spans have been sent; `number` requests are waited for."""
     told: list[object] = []
     with collecting() as (url, collector):
         tracing = Tracing(otlp_exporter(url), with_content=with_content)
-        with running(engine, reporters=[tracing, told.append], keeps_content=with_content, **options) as server:  # fmt: skip
+        options |= {"reporters": [tracing, told.append], "keeps_content": with_content}
+        with running(engine, **options) as server:
             yield server, collector
             until(lambda: len(told) >= number)
         tracing.close()
