@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp
+from pydantic_settings import CliApp, SettingsConfigDict
 
 from server.errors import StartupError
 from server.log_format import set_up
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from server.api.observer import Reporter
     from server.api.service import Loaded, Service
     from server.api.tracing import Tracing
+    from server.model.catalogue import VolumeCatalogue
+    from server.model.loader import BaseModel
 
 log = logging.getLogger("lorachat")
 
@@ -38,13 +40,38 @@ OTEL_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDP
 KV_CACHE_CONTEXTS = 8
 
 
+class Doctor(Settings):
+    """Check all that a server with these settings needs, and say what is wrong and what to do.
+
+    --json prints the findings as JSON. Exit code 0: it can serve; 1: something fails; 2: a wrong setting.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m server doctor")
+
+
+class Bench(Settings):
+    """Measure the model on this machine, in about a minute: tokens/s for 1 to 16 users, first token, prompt, memory.
+
+    --json prints the numbers as JSON. Settings of the listener and of the log have no effect.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m server bench")
+
+
 def main() -> None:
-    settings = _read_settings()
-    set_up(settings.log_format, settings.log_level)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    command, *arguments = sys.argv[1:] or [""]
     # Nothing is fetched because of a request; the base may be, once, at start, when it is a hub id.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if command in ("doctor", "bench"):
+        as_json = "--json" in arguments
+        arguments = [argument for argument in arguments if argument != "--json"]
+        if command == "doctor":
+            sys.exit(_doctor(_read_settings(Doctor, arguments), as_json=as_json))
+        sys.exit(_bench(_read_settings(Bench, arguments), as_json=as_json))
+    settings = _read_settings(Settings, sys.argv[1:])
+    set_up(settings.log_format, settings.log_level)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         log.warning(
             "listening on %s without an API key: anyone who reaches it can use it", settings.host
@@ -52,9 +79,9 @@ def main() -> None:
     sys.exit(_serve(settings))
 
 
-def _read_settings() -> Settings:
+def _read_settings(kind: type[Settings], arguments: list[str]) -> Settings:
     try:
-        return CliApp.run(Settings)
+        return CliApp.run(kind, cli_args=arguments)
     except ValidationError as error:
         for detail in error.errors():
             name = str(detail["loc"][0]) if detail["loc"] else "settings"
@@ -69,6 +96,73 @@ def _read_settings() -> Settings:
 def _exit(message: str) -> NoReturn:
     print(f"server: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _doctor(settings: Settings, *, as_json: bool) -> int:
+    from server.model.digest_cache import cache_folder
+    from server.operate.doctor import Examined, examine
+    from server.operate.finding import as_json as shown_json
+    from server.operate.finding import failed, table
+
+    # What the parts would log is in the findings.
+    set_up(settings.log_format, "debug" if settings.log_level == "debug" else "error")
+    if settings.log_level != "debug":
+        logging.getLogger("lorachat").setLevel(logging.CRITICAL)
+    what = Examined(
+        model=settings.model,
+        base_id=settings.base_id,
+        adapters=settings.adapters,
+        host=settings.host,
+        port=settings.port,
+        has_keys=bool(settings.api_keys),
+        threads=settings.threads,
+        max_context=settings.max_context,
+        kernel=settings.kernel,
+        cache=cache_folder(os.environ),
+        cache_budget=lambda base, weight_bytes: _cache_budget(settings, base, weight_bytes),
+        open_volume=lambda base, digest: _open_volume(settings, base, digest, base.max_context),
+    )
+    findings = list(examine(what))
+    print(shown_json(findings) if as_json else table(findings))
+    return int(failed(findings))
+
+
+def _bench(settings: Settings, *, as_json: bool) -> int:
+    from server.cores import available_cores
+    from server.operate import bench_table
+    from server.operate.bandwidth import read_bandwidth
+    from server.operate.bench import Bench as Measurement
+    from server.operate.bench import Numbers
+
+    set_up(settings.log_format, "warning")
+    threads = settings.threads or available_cores()
+    bandwidth = read_bandwidth(threads)  # first: it needs memory that loading fills
+    begun = time.perf_counter()
+    try:
+        # Guessed tokens would make the speed a matter of the text.
+        loaded, _ = _load(settings.model_copy(update={"speculation": False}))
+    except StartupError as error:
+        print(f"server: {error}", file=sys.stderr)
+        return 1
+    info, sizes = loaded.info or {}, loaded.sizes or {}
+    numbers = Numbers(
+        model=loaded.catalogue.list()[0].root,
+        kernel=info["kernel"],
+        weights=info["weights"],
+        threads=threads,
+        load_seconds=time.perf_counter() - begun,
+        bandwidth=bandwidth,
+        step_bytes=sizes["step"],
+    )
+    loaded.engine.start()
+    room = loaded.engine.stats.blocks_total * int(info["block_size"])
+    measurement = Measurement(
+        loaded.engine, loaded.catalogue, room=room, most_users=settings.max_running
+    )
+    asyncio.run(measurement.measure(numbers))
+    loaded.engine.stop()
+    print(bench_table.as_json(numbers) if as_json else bench_table.table(numbers))
+    return 0
 
 
 def _serve(settings: Settings) -> int:
@@ -195,11 +289,11 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
     from server.cores import available_cores
     from server.engine.engine import Engine
     from server.engine.scheduler import Limits
-    from server.memory import available_bytes, kv_cache_budget
+    from server.memory import available_bytes
     from server.model.backend import make_backend
-    from server.model.catalogue import VolumeCatalogue
     from server.model.digest_cache import cache_folder, cached_weights_digest
     from server.model.loader import load_base
+    from server.operate.model_checks import bytes_per_token
 
     begun = time.perf_counter()
     threads = settings.threads or available_cores()
@@ -207,10 +301,7 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
     token_bytes = base.config.cache_bytes_per_token
 
     def budget(weight_bytes: int) -> int:
-        if settings.kv_cache_gib is not None:
-            return int(settings.kv_cache_gib * 2**30)
-        enough = KV_CACHE_CONTEXTS * base.max_context * token_bytes
-        return kv_cache_budget(available_bytes(), weight_bytes, enough)
+        return _cache_budget(settings, base, weight_bytes)
 
     # The digest reads every value once, and so does packing: side by side they share the file's pages.
     with ThreadPoolExecutor(1) as hashing:
@@ -235,13 +326,7 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
             " give it more with --kv-cache-gib, or set --max-context",
             cache_tokens,
         )
-    catalogue = VolumeCatalogue(
-        base,
-        settings.adapters,
-        weights_digest=weights_digest,
-        max_context=min(base.max_context, cache_tokens),
-        created=int(time.time()),
-    )
+    catalogue = _open_volume(settings, base, weights_digest, min(base.max_context, cache_tokens))
     catalogue.refresh()
     engine = Engine(
         runner,
@@ -266,8 +351,37 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
         "block_size": str(runner.block_size),
         "max_running": str(settings.max_running),
     }
-    sizes = {"weight": backend.weight_bytes, "memory_limit": available_bytes()}
+    sizes = {
+        "weight": backend.weight_bytes,
+        "step": bytes_per_token(base, backend.weight_bytes),
+        "memory_limit": available_bytes(),
+    }
     return Loaded(engine, catalogue, info, sizes), catalogue.refresh
+
+
+def _cache_budget(settings: Settings, base: BaseModel, weight_bytes: int) -> int:
+    """Bytes for the KV cache: as set, or what the memory allows."""
+    from server.memory import available_bytes, kv_cache_budget
+
+    if settings.kv_cache_gib is not None:
+        return int(settings.kv_cache_gib * 2**30)
+    enough = KV_CACHE_CONTEXTS * base.max_context * base.config.cache_bytes_per_token
+    return kv_cache_budget(available_bytes(), weight_bytes, enough)
+
+
+def _open_volume(
+    settings: Settings, base: BaseModel, weights_digest: str, max_context: int
+) -> VolumeCatalogue:
+    """The models there are, before the first look at the volume."""
+    from server.model.catalogue import VolumeCatalogue
+
+    return VolumeCatalogue(
+        base,
+        settings.adapters,
+        weights_digest=weights_digest,
+        max_context=max_context,
+        created=int(time.time()),
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ class Settings(BaseSettings):
     """Serve a chat model and its LoRA adapters on a CPU, over OpenAI's chat completions API.
 
     Every flag is an environment variable too: --max-context is LORACHAT_MAX_CONTEXT. The flag wins.
+    `python -m server doctor …` checks the same settings instead, `python -m server bench …` measures the machine.
     """
 
     model_config = SettingsConfigDict(

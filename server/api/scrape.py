@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 VLLM_LABELS = {"model_name": "base", "engine": "0"}
 
 SIZES = {
-    "weight": "Memory that the base's weights take; each step reads them once.",
+    "weight": "Memory that the base's weights take.",
+    "step": "Weights that each step reads, however many tokens it computes.",
     "memory_limit": "Memory that this process may use: the container's limit, or the machine's.",
 }
 

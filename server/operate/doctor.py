@@ -58,9 +58,6 @@ def examine(what: Examined) -> Iterator[Finding]:
     except ServerError as error:
         yield fail("model", str(error), "nothing can be served without one")
         return
-    weights = base.checkpoint.num_bytes
-    if what.kernel == "torch":
-        weights = 4 * base.checkpoint.num_values
     digest: list[str] = []
 
     def read_digest() -> str:
@@ -70,6 +67,9 @@ def examine(what: Examined) -> Iterator[Finding]:
     yield from model_checks.check_base(base, read_digest)
     if digest:
         yield from model_checks.check_adapters(what.open_volume(base, digest[0]), what.adapters)
+    else:
+        return
+    weights = model_checks.expected_weight_bytes(base, what.kernel)
     yield from model_checks.check_memory(
         base,
         weight_bytes=weights,
@@ -87,7 +87,8 @@ def adapter_bytes(volume: Path | None) -> int:
     """Of all weights on the volume; served ones take about as much memory."""
     if volume is None or not volume.is_dir():
         return 0
-    return sum(path.stat().st_size for path in volume.glob("[!.]*/[!.]*/*.safetensors") if path.parent.name != "latest")  # fmt: skip
+    files = volume.glob("[!.]*/[!.]*/*.safetensors")
+    return sum(file.stat().st_size for file in files if file.parent.name != "latest")
 
 
 def free_bytes(meminfo: Path = MEMINFO) -> int | None:

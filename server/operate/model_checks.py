@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from server.errors import ServerError
 from server.memory import RESERVED_BYTES
 from server.model.checkpoint import EMBEDDING
@@ -93,7 +95,9 @@ def check_kernel(kernel: str, libraries: Path | None = None) -> Iterator[Finding
         else:
             yield fail("kernel", f"{kernel} cannot be used: {error}", f"{advice}, or --kernel auto")
         return
-    missing = [variant for variant in variants_here() if not library_path(variant, **where).exists()]
+    missing = [
+        variant for variant in variants_here() if not library_path(variant, **where).exists()
+    ]
     if missing and kernel == "auto":
         yield warn("kernel", f"{library.variant}; not compiled: {', '.join(missing)}", advice)
     else:
@@ -158,6 +162,21 @@ def check_memory(
         )
     else:
         yield ok("KV cache", f"{tokens} tokens: {tokens / base.max_context:.1f} whole contexts")
+
+
+def expected_weight_bytes(base: BaseModel, kernel: str) -> int:
+    """Memory that the weights will take. One matrix per layer stands for all: whether bfloat16 holds it exactly."""
+    num_values = base.checkpoint.num_values
+    return num_values * (4 if kernel == "torch" or not _is_bfloat16(base) else 2)
+
+
+def _is_bfloat16(base: BaseModel) -> bool:
+    for index in range(base.config.num_layers):
+        values = base.checkpoint.read(f"model.layers.{index}.self_attn.q_proj.weight")
+        # uint16 is bfloat16 as the file has it; else its bits are the upper half of a float32's.
+        if values.dtype != np.uint16 and (values.view(np.uint32) & 0xFFFF).any():
+            return False
+    return True
 
 
 def bytes_per_token(base: BaseModel, weight_bytes: int) -> int:

@@ -85,7 +85,7 @@ def running(
                 cast(Engine, engine),
                 FakeCatalogue(template=template),
                 {"kernel": "fake"},
-                {"weight": 1000, "memory_limit": 2000},
+                {"weight": 1000, "step": 900, "memory_limit": 2000},
             )
         )
     with (
