@@ -40,6 +40,7 @@ log = logging.getLogger("lorachat.gateway")
 
 # A request to every engine, for what is asked of a server and not of a model.
 ASK_ALL_SECONDS = 5.0
+NO_ENGINE = "No engine answers at the moment. Ask again soon."
 # What belongs to a connection and not to a request, and what the gateway says itself.
 REQUEST_ID = b"x-request-id"
 OWN_HEADERS = frozenset(
@@ -136,16 +137,24 @@ class Gateway:
         return Response(merged(pages), media_type=CONTENT_TYPE_LATEST)
 
     async def _answers(self, request: WireRequest) -> Sequence[WholeAnswer]:
-        """Of every engine that runs. Raises UnavailableError where there is none."""
+        """Of every engine that answers in time. Raises UnavailableError where there is none."""
         try:
-            told = await self._engines.broadcast("whole", request).results_async(
-                timeout_s=ASK_ALL_SECONDS, return_exceptions=True
-            )
-        except (TimeoutError, RayError, DeploymentUnavailableError) as error:
-            raise UnavailableError("No engine answers at the moment. Ask again soon.") from error
-        answers = [answer for answer in told if isinstance(answer, WholeAnswer)]
+            broadcast = self._engines.broadcast("whole", request)
+            # Not its results_async: that has all answers or none, and one engine that hangs would silence the others.
+            results = await broadcast._fetch_replica_results_async()
+        except (RayError, DeploymentUnavailableError) as error:
+            raise UnavailableError(NO_ENGINE) from error
+        asked = [asyncio.ensure_future(result.get_async()) for result in results]
+        if asked:
+            await asyncio.wait(asked, timeout=ASK_ALL_SECONDS)
+        answers = []
+        for task in asked:
+            if not task.done():
+                task.cancel()
+            elif not task.cancelled() and task.exception() is None:
+                answers.append(task.result())
         if not answers:
-            raise UnavailableError("No engine answers at the moment. Ask again soon.")
+            raise UnavailableError(NO_ENGINE)
         return answers
 
 

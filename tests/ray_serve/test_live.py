@@ -221,6 +221,17 @@ def test_a_full_queue_says_when_to_come_back_and_loses_nobody(cluster: Cluster) 
     assert not any(s.failure or s.events for s in refused)
 
 
+def test_an_engine_that_hangs_silences_nobody_but_itself(cluster: Cluster) -> None:
+    hanging, *_ = cluster.engine_pids()
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        assert cluster.get("/ready").status_code == 200
+        assert len(cluster.engines) == 1
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    until(lambda: len(cluster.engines) == 2, 60, "it does not answer again")
+
+
 def test_a_killed_engine_fails_its_own_streams_cleanly_and_is_replaced(cluster: Cluster) -> None:
     before = cluster.engines
     # More than one engine takes, so both have some.
