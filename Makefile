@@ -72,6 +72,11 @@ fuzz: env  ## send generated and broken requests to a real server (FUZZ_EXAMPLES
 	@scripts/setup-tools .venv-fuzz requirements/constraints-fuzz.txt requirements/fuzz.txt
 	@$(PY) -m tests.fuzz .venv-fuzz
 
+.PHONY: soak
+soak: env  ## twenty minutes of overload, callers that leave and a volume that breaks (ARGS="--seconds 120" for less)
+	@$(PY) -m demo model >/dev/null
+	@$(PY) -m tests.soak $(ARGS)
+
 .PHONY: ray
 ray: env  ## make the environment of `python -m server ray` (.venv-ray, about 600 MB)
 	@scripts/setup-tools .venv-ray requirements/constraints-ray.txt requirements/ray.txt

@@ -213,7 +213,6 @@ def _load_and_watch(
         service.set_failed("The model could not be loaded.")
         stop_server()
         return
-    loaded.engine.start()
     service.set_loaded(loaded)
     while not stopping.wait(settings.adapter_poll_seconds):
         refresh()

@@ -7,6 +7,7 @@ ServerError
 │   │   ├── ContextLengthError
 │   │   └── ChatTemplateError
 │   ├── ModelNotFoundError
+│   ├── ConflictError            an operator's wish that cannot be granted as things are
 │   ├── NotServedError           no model here can do this kind of work
 │   ├── AuthenticationError
 │   ├── ForbiddenError
@@ -92,6 +93,10 @@ class ModelNotFoundError(RequestError):
         super().__init__(f"The model '{name}' does not exist here. This server has: {shown}.")
 
 
+class ConflictError(RequestError):
+    """What an operator asks for cannot be done as things are."""
+
+
 class NotServedError(RequestError):
     """This kind of work is not done here."""
 
@@ -161,4 +166,8 @@ class ModelLoadError(StartupError):
 
 
 class AdapterError(StartupError):
-    """An adapter version is not served, and why."""
+    """An adapter version is not served, and why. kind: which check it failed, in one word."""
+
+    def __init__(self, message: str, kind: str = "tensors") -> None:
+        super().__init__(message)
+        self.kind = kind

@@ -12,17 +12,24 @@ from server.api.service import Loaded
 from server.engine.engine import Engine
 from server.engine.scheduler import Limits
 from server.errors import StartupError
-from server.memory import RESERVED_BYTES, kv_cache_budget
+from server.memory import RESERVED_BYTES, adapter_budget, kv_cache_budget
+from server.model.adapter_desk import AdapterDesk
+from server.model.adapter_memory import AdapterMemory
 from server.model.backend import make_backend
 from server.model.catalogue import VolumeCatalogue
+from server.model.checked_cache import CheckedCache
 from server.model.digest_cache import cache_folder, cached_weights_digest
 from server.model.loader import load_base
+from server.model.score import score
 from server.settings import Settings
+from server.types import AdapterHandle
 
 log = logging.getLogger("lorachat")
 
 # A step of so many rows costs hardly more than one of a single row: the weights are read once for all of them.
 DRAFT_TOKENS = 8
+# A probe is one step, between two others; a machine that takes this long for it serves nobody.
+PROBE_SECONDS = 60.0
 # Whole contexts that the KV cache holds by default, where there is memory for them.
 KV_CACHE_CONTEXTS = 8
 # With less than so many tokens it is no use starting.
@@ -30,7 +37,7 @@ LEAST_CACHE_TOKENS = 256
 
 
 def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callable[[], None]]:
-    """The engine (not yet started) with its catalogue, and what looks at the adapters folder again.
+    """The engine, started, with its catalogue, and what looks at the adapters folder again.
 
     threads: that compute. memory: bytes this process may use, for weights and KV cache. Raises StartupError.
     """
@@ -85,14 +92,6 @@ def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callabl
             " give it more with --kv-cache-gib, or set --max-context",
             cache_tokens,
         )
-    catalogue = VolumeCatalogue(
-        base,
-        settings.adapters,
-        weights_digest=weights_digest,
-        max_context=min(base.max_context, cache_tokens),
-        created=int(time.time()),
-    )
-    catalogue.refresh()
     engine = Engine(
         runner,
         Limits(
@@ -105,10 +104,36 @@ def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callabl
         max_waiting=settings.max_waiting,
         max_waiting_tokens=settings.max_waiting_tokens,
     )
+    engine.start()  # adapters are tried on it before they are served
+
+    def probe(adapter: AdapterHandle, token_ids: tuple[int, ...]) -> list[float]:
+        work = engine.between_steps(lambda: score(runner, adapter, token_ids))
+        return work.result(PROBE_SECONDS)
+
+    if settings.adapter_memory_gib is not None:
+        adapter_bytes = int(settings.adapter_memory_gib * 2**30)
+    else:
+        adapter_bytes = adapter_budget(memory, backend.weight_bytes)
+    cache = CheckedCache(cache_folder(os.environ), weights_digest, backend.kernel)
+    catalogue = VolumeCatalogue(
+        base,
+        settings.adapters,
+        weights_digest=weights_digest,
+        max_context=min(base.max_context, cache_tokens),
+        created=int(time.time()),
+        memory=AdapterMemory(adapter_bytes, max_waiting=settings.max_waiting),
+        packer=runner,
+        score=probe,
+        cache=cache,
+        allow_unsigned=settings.allow_unsigned_adapters,
+    )
+    adapters = AdapterDesk(catalogue)
+    adapters.refresh()
+    log.info("adapters may take %.2f GB of memory", adapter_bytes / 1e9)
     log.info(
         "ready after %.1f s; models: %s",
         time.perf_counter() - begun,
         ", ".join(info.id for info in catalogue.list()),
     )
     info = {"kernel": backend.kernel, "weights": backend.weights}
-    return Loaded(engine, catalogue, info), catalogue.refresh
+    return Loaded(engine, catalogue, info, adapters), adapters.refresh

@@ -14,6 +14,12 @@ RESERVED_BYTES = 768 * 2**20
 KV_CACHE_SHARE = 0.5
 
 
+# Adapters come and go; those that are in use must have room beside the keys and values.
+ADAPTER_SHARE = 0.25
+# On a machine that the weights fill, a few adapters still fit into what is reserved.
+LEAST_ADAPTER_BYTES = 128 * 2**20
+
+
 def available_bytes(root: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
     """The machine's memory, or the least limit of the process's control group and of those above it.
 
@@ -52,3 +58,8 @@ def _limits(root: Path, own: Path) -> Iterator[Path]:
 def kv_cache_budget(memory: int, weight_bytes: int, enough: int) -> int:
     """Bytes for the KV cache: half of what the weights leave, and no more than `enough`. May be 0 or less."""
     return min(enough, int((memory - weight_bytes - RESERVED_BYTES) * KV_CACHE_SHARE))
+
+
+def adapter_budget(memory: int, weight_bytes: int) -> int:
+    """Bytes for adapters: a quarter of what the weights leave, and some in any case."""
+    return max(LEAST_ADAPTER_BYTES, int((memory - weight_bytes - RESERVED_BYTES) * ADAPTER_SHARE))

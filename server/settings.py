@@ -91,6 +91,18 @@ class Settings(BaseSettings):
         description="memory for keys and values, cached prefixes included, in GiB; default: what eight full"
         " contexts take, at most half of the memory (of the container, if it has a limit) that the weights leave",
     )
+    adapter_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        le=2**20,
+        description="memory for adapters, in GiB; those not used for longest leave it and come back on demand; default:"
+        " a quarter of the memory (of the container, if it has a limit) that the weights leave",
+    )
+    allow_unsigned_adapters: bool = Field(
+        False,
+        description="serve adapters without a manifest too, as PEFT, TRL or Unsloth save them: whoever can write to the"
+        " folder can change them unnoticed",
+    )
     speculation: bool = Field(
         True,
         description="guess tokens from the text so far and compute them together; never changes an answer",

@@ -12,6 +12,7 @@ from server.api import errors, openapi
 from server.api.guard import Guard
 from server.api.metrics import Metrics
 from server.api.policy import Policy
+from server.api.routes.admin import admin_router
 from server.api.routes.chat import chat_router
 from server.api.routes.completions import completions_router
 from server.api.routes.models import models_router
@@ -48,6 +49,7 @@ def create_routes(service: Service, *, lifespan: Lifespan | None = None) -> Fast
         tokens_router,
         models_router,
         operations_router,
+        admin_router,
     ):
         app.include_router(make_router(service))
     openapi.install(app)

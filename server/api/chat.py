@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from server.adapter_types import AdapterLease
 from server.api.allowed_models import find_model
 from server.api.caller import Caller
 from server.api.chat_answer import ChoiceReader
@@ -22,12 +23,7 @@ from server.api.service import Service
 from server.api.structure import structure_of
 from server.errors import InvalidRequestError
 from server.grammar.constraint import GrammarConstraint
-from server.types import (
-    ChatOptions,
-    GenerationRequest,
-    Message,
-    TokenConstraint,
-)
+from server.types import ChatOptions, GenerationRequest, Message, TokenConstraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +65,7 @@ async def start_chat(
         new_constraint = await service.grammars.compile(
             structure.grammar, model.tokenizer, model.stop_token_ids, structure.param
         )
+    lease = await service.lease(model)
     run = submit(
         service,
         GenerationRequest(
@@ -83,6 +80,7 @@ async def start_chat(
         clock,
         caller,
         new_constraint,
+        lease,
     )
     writer = LogprobWriter(model.tokenizer)
     readers = [ChoiceReader(run.request, structure.new_parser, writer, num_top) for _ in range(n)]
@@ -95,8 +93,12 @@ def submit(
     clock: Clock,
     caller: Caller,
     new_constraint: Callable[[], GrammarConstraint] | None = None,
+    lease: AdapterLease | None = None,
 ) -> Run:
-    """Raises what the engine raises, and then nothing was queued. check_caller comes first."""
+    """Raises what the engine raises, and then nothing was queued. check_caller comes first.
+
+    lease: of the model's adapter; it ends with the run, or here.
+    """
     constraints: list[GrammarConstraint] = []
     if new_constraint is not None:
         make = new_constraint
@@ -107,7 +109,14 @@ def submit(
 
         request = replace(request, new_constraint=remembered)
     clock.submitted = time.perf_counter()
-    generation = service.engine.submit(request)
+    if lease is not None:
+        request = replace(request, adapter=lease.adapter)
+    try:
+        generation = service.engine.submit(request)
+    except Exception:
+        if lease is not None:
+            lease.release()
+        raise
     quota = None if caller.key is None else caller.key.quota
     if quota is not None:
         quota.spend_tokens(len(request.prompt_ids))
@@ -116,7 +125,9 @@ def submit(
     if caller.timeout_seconds is not None:
         spent = clock.submitted - clock.begun
         deadline = asyncio.get_running_loop().time() + caller.timeout_seconds - spent
-    return Run(service, generation, request, clock, constraints, quota=quota, deadline=deadline)
+    return Run(
+        service, generation, request, clock, constraints, lease, quota=quota, deadline=deadline
+    )
 
 
 def check_caller(service: Service, caller: Caller, prompt_tokens: int) -> None:

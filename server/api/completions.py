@@ -88,6 +88,7 @@ async def start_completion(
     check_caller(service, caller, sum(len(ids) for ids, _ in encoded))
     id_ = f"cmpl-{secrets.token_hex(12)}"
     started = CompletionRuns([], [text for _, text in encoded], n)
+    lease = await service.lease(model)
     try:
         for ids, _ in encoded:
             generation = GenerationRequest(
@@ -99,7 +100,11 @@ async def start_completion(
                 cache_scope=caller.cache_scope(request.cache_salt),
                 tenant=caller.key_name,
             )
-            started.runs.append(submit(service, generation, Clock(clock.begun), caller))
+            # One lease for all, shared: a second one could wait for the first to end.
+            shared = None if lease is None else lease.share()
+            started.runs.append(
+                submit(service, generation, Clock(clock.begun), caller, lease=shared)
+            )
     except ContextLengthError as error:
         started.close()
         error.param = "prompt"
@@ -107,6 +112,9 @@ async def start_completion(
     except Exception:
         started.close()
         raise
+    finally:
+        if lease is not None:
+            lease.release()
     return started
 
 

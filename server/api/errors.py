@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from server.errors import (
     AuthenticationError,
     BodyTooLargeError,
+    ConflictError,
     DeadlineError,
     EngineDeadError,
     EngineError,
@@ -39,6 +40,7 @@ _TABLE: tuple[tuple[type[ServerError], int, str, str | None], ...] = (
     (ModelNotFoundError, 404, "invalid_request_error", "model_not_found"),
     (NotServedError, 404, "invalid_request_error", "not_served"),
     (AuthenticationError, 401, "authentication_error", "invalid_api_key"),
+    (ConflictError, 409, "invalid_request_error", "conflict"),
     (ForbiddenError, 403, "permission_error", "forbidden"),
     (HeadTooLargeError, 431, "invalid_request_error", "headers_too_large"),
     (BodyTooLargeError, 413, "invalid_request_error", "request_too_large"),

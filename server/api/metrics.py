@@ -20,6 +20,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
+from server.adapter_types import AdapterStats
 from server.types import EngineStats, Finished, GenerationRequest, Usage
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ class Metrics:
         """models: (name, digest, parent) of every model that is served, asked at each scrape."""
         self._registry.register(_ModelCollector(models))
 
+    def add_adapters(self, stats: Callable[[], AdapterStats | None]) -> None:
+        """stats: of the adapters at each scrape, None while there are none."""
+        self._registry.register(_AdapterCollector(stats))
+
     def submitted(self, request: GenerationRequest) -> None:
         self._n.observe(request.n)
         self._max_tokens.observe(request.params.max_tokens)
@@ -199,3 +204,40 @@ class _ModelCollector:
         for labels in self._models():
             family.add_metric(labels, 1)
         yield family
+
+
+class _AdapterCollector:
+    """reason: the check that a version fails, one of a handful of words."""
+
+    def __init__(self, stats: Callable[[], AdapterStats | None]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self._stats()
+        if stats is None:
+            return
+        refused = GaugeMetricFamily(
+            "lorachat_adapters_refused", "Versions that are not served now.", labels=("reason",)
+        )
+        for reason in sorted(stats.refusals.keys() | stats.refused.keys()):
+            refused.add_metric((reason,), stats.refused.get(reason, 0))
+        yield refused
+        refusals = CounterMetricFamily(
+            "lorachat_adapter_refusals", "Versions that failed a check.", labels=("reason",)
+        )
+        for reason, count in sorted(stats.refusals.items()):
+            refusals.add_metric((reason,), count)
+        yield refusals
+        for name, help_, value in (
+            ("lorachat_adapters_in_memory", "Adapter versions in memory.", stats.resident),
+            ("lorachat_adapter_memory_bytes", "Memory that adapters take.", stats.bytes_used),
+            ("lorachat_adapter_memory_limit_bytes", "Memory that adapters may take.", stats.bytes_limit),
+            ("lorachat_adapter_requests_waiting", "Requests that wait for an adapter.", stats.waiting),
+        ):  # fmt: skip
+            yield GaugeMetricFamily(name, help_, value=value)
+        yield CounterMetricFamily(
+            "lorachat_adapter_loads", "Times an adapter was brought into memory.", value=stats.loads
+        )
+        yield CounterMetricFamily(
+            "lorachat_adapter_evictions", "Times one left for another.", value=stats.evictions
+        )

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from server.adapter_types import AdapterLease
 from server.api.quota import Quota
 from server.api.service import Service
 from server.engine.generation import Generation
@@ -45,6 +46,7 @@ class Run:
     """A generation and what is known of it so far. Taking an event observes it.
 
     id: `chatcmpl-…` or the like. created: Unix seconds. constraints: made by the engine, one per choice.
+    lease: of the adapter's weights.
     quota: what the answer's tokens are charged to. deadline: in the event loop's time; then the run fails.
     """
 
@@ -53,6 +55,7 @@ class Run:
     request: GenerationRequest
     clock: Clock
     constraints: list[GrammarConstraint] = field(default_factory=list)
+    lease: AdapterLease | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -142,6 +145,8 @@ class Run:
         if self._is_closed:
             return
         self._is_closed = True
+        if self.lease is not None:
+            self.lease.release()
         outcome = "finished" if self.generation.is_finished else "cancelled"
         if self.has_failed:
             outcome = "failed"

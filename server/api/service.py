@@ -5,23 +5,29 @@ The app answers /health from its first moment, while the model is still loading 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from server.adapter_types import AdapterLease, Adapters, AdapterStats
 from server.api.metrics import Metrics
 from server.engine.engine import DEAD, Engine
-from server.errors import UnavailableError
+from server.errors import NotServedError, UnavailableError
 from server.grammar.compiler import GrammarCompiler
-from server.types import Catalogue, EngineStats
+from server.types import Catalogue, EngineStats, ServedModel
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What loading gives. info: labels for lorachat_engine_info, such as kernel and weights."""
+    """What loading gives. info: labels for lorachat_engine_info, such as kernel and weights.
+
+    adapters: None where no model has any.
+    """
 
     engine: Engine
     catalogue: Catalogue
     info: Mapping[str, str] | None = None
+    adapters: Adapters | None = None
 
 
 class Service:
@@ -40,6 +46,7 @@ class Service:
         self._info: dict[str, str] = {}
         self.metrics = Metrics(self._stats, self._info)
         self.metrics.add_models(self._models)
+        self.metrics.add_adapters(self._adapter_stats)
         self._loaded: Loaded | None = None
         self._grammars: GrammarCompiler | None = None
         self._load_failure: str | None = None
@@ -84,6 +91,25 @@ class Service:
         assert self._grammars is not None, "made with what was loaded"
         return self._grammars
 
+    @property
+    def adapters(self) -> Adapters:
+        """Raises NotServedError where there are none."""
+        adapters = self._get().adapters
+        if adapters is None:
+            raise NotServedError("This server has no adapters.")
+        return adapters
+
+    async def lease(self, model: ServedModel) -> AdapterLease | None:
+        """The right to compute with the model's adapter, once its weights are in memory; None if it has none.
+
+        Raises OverloadedError or UnavailableError.
+        """
+        adapters = self._get().adapters
+        if adapters is None or model.adapter is None:
+            return None
+        lease: AdapterLease = await asyncio.wrap_future(adapters.acquire(model))
+        return lease
+
     def default_max_tokens(self, prompt_tokens: int) -> int:
         """Without a limit of the caller's, an answer may fill what the prompt leaves, up to the operator's limit."""
         room = max(1, self.catalogue.max_context - prompt_tokens)
@@ -105,6 +131,11 @@ class Service:
 
     def _stats(self) -> EngineStats | None:
         return None if self._loaded is None else self._loaded.engine.stats
+
+    def _adapter_stats(self) -> AdapterStats | None:
+        if self._loaded is None or self._loaded.adapters is None:
+            return None
+        return self._loaded.adapters.stats
 
     def _models(self) -> list[tuple[str, str, str]]:
         if self._loaded is None:

@@ -12,8 +12,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from server.engine.admission import Admission
 from server.engine.generation import Generation, deliver
@@ -37,6 +39,7 @@ log = logging.getLogger("lorachat.engine")
 
 # A step that fails is the fault of its requests, until it happens this often with no good step between.
 MAX_FAILED_STEPS = 3
+T = TypeVar("T")
 DEAD = "The engine has stopped after a failure and cannot go on."
 # No step of a machine that can serve takes so long: whoever waits for it waits for ever.
 MAX_STEP_SECONDS = 600.0
@@ -52,6 +55,12 @@ class _Add:
 @dataclass(frozen=True, slots=True)
 class _Cancel:
     key: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    work: Callable[[], object]
+    future: Future[Any]
 
 
 class Engine:
@@ -76,7 +85,7 @@ class Engine:
             limits, num_blocks=runner.num_blocks, block_size=runner.block_size
         )
         self._max_tokens = min(max_context, runner.num_blocks * runner.block_size)
-        self._inbox: deque[_Add | _Cancel] = deque()
+        self._inbox: deque[_Add | _Cancel | _Call] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._dead: Exception | None = None
@@ -146,6 +155,25 @@ class Engine:
         with self._wake:
             self._inbox.append(_Cancel(key))
             self._wake.notify()
+
+    def between_steps(self, work: Callable[[], T]) -> Future[T]:
+        """Run work in the engine's thread, between two steps; the future is done with what comes of it.
+
+        Answers wait while it runs. The future fails with UnavailableError or EngineDeadError when the engine has ended.
+        """
+        future: Future[T] = Future()
+        with self._wake:
+            if self._dead is not None or self._stopping:
+                future.set_exception(self._ended())
+                return future
+            self._inbox.append(_Call(work, future))
+            self._wake.notify()
+        return future
+
+    def _ended(self) -> Exception:
+        if self._dead is not None:
+            return EngineDeadError(DEAD)
+        return UnavailableError("The server is shutting down.")
 
     def _check_length(self, request: GenerationRequest) -> None:
         prompt, answer = len(request.prompt_ids), request.params.max_tokens
@@ -217,10 +245,13 @@ class Engine:
             # All are known before anything is done: whatever fails from here on, they are told.
             added = [message for message in messages if isinstance(message, _Add)]
             self._generations.update({message.key: message.generation for message in added})
+            calls = [message for message in messages if isinstance(message, _Call)]
             if self._stopping:
+                for call in calls:
+                    _fail_call(call.future, self._ended())
                 # The scheduler will not know these.
-                for message in added:
-                    request = message.generation.request
+                for add in added:
+                    request = add.generation.request
                     self._admission.leave(request.tenant, request.n)
                     self._admission.dequeue(request.tenant, len(request.prompt_ids))
                 return False
@@ -231,6 +262,8 @@ class Engine:
                         self._scheduler.add(sequence)
                 case _Cancel(key):
                     self._end_request(key)
+                case _Call(work, future):
+                    _call(work, future)
         return True
 
     def _account(self, ended: Iterable[Sequence] = ()) -> int:
@@ -296,6 +329,8 @@ class Engine:
             for message in self._inbox:
                 if isinstance(message, _Add):
                     self._generations[message.key] = message.generation
+                elif isinstance(message, _Call):
+                    _fail_call(message.future, self._ended())
             self._inbox.clear()
             self._admission.clear()
             self._stats = replace(self._stats, running=0, blocks_used=0)
@@ -318,7 +353,7 @@ def _sequences(request: GenerationRequest, key: str) -> tuple[Sequence, ...]:
                 prompt_ids=request.prompt_ids,
                 params=params,
                 stop_token_ids=request.model.stop_token_ids,
-                adapter=request.model.adapter,
+                adapter=request.adapter or request.model.adapter,
                 text=TextStream(decoder, params.stop, include_stop=params.include_stop),
                 cache_scope=request.cache_scope,
                 constraint=None if request.new_constraint is None else request.new_constraint(),
@@ -327,6 +362,20 @@ def _sequences(request: GenerationRequest, key: str) -> tuple[Sequence, ...]:
             )
         )
     return tuple(sequences)
+
+
+def _call(work: Callable[[], T], future: Future[T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except Exception as error:
+        future.set_exception(error)
+
+
+def _fail_call(future: Future[Any], error: Exception) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
 
 
 def _step_failure(error: Exception) -> EngineError:

@@ -59,7 +59,6 @@ class EngineReplica:
         )
         # Without a door: the gateway's is before all engines, and nobody reaches an engine but through it.
         self._app = create_routes(self._service)
-        loaded.engine.start()
         self._service.set_loaded(loaded)
         self._stopping = threading.Event()
         threading.Thread(
