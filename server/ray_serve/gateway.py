@@ -108,7 +108,10 @@ class Gateway:
             assert isinstance(head, Head)
         except BaseException as error:
             pieces.cancel()
-            raise _ours(error) from error
+            told = _ours(error)
+            if told is error:
+                raise
+            raise told from error
         return Relay(head, _shown(head, taken.replica), pieces, describe_loss, spend)
 
     async def _ask_all(self, request: Request) -> Response:
