@@ -40,6 +40,9 @@ log = logging.getLogger("lorachat.gateway")
 
 # A request to every engine, for what is asked of a server and not of a model.
 ASK_ALL_SECONDS = 5.0
+# An adapter may have to be read from a slow disk and checked.
+ADMIN_SECONDS = 120.0
+NO_ENGINE = "No engine answers at the moment. Ask again soon."
 # What belongs to a connection and not to a request, and what the gateway says itself.
 REQUEST_ID = b"x-request-id"
 OWN_HEADERS = frozenset(
@@ -85,7 +88,8 @@ class Gateway:
     async def _forward(self, request: Request) -> Response:
         if is_on_admin_port(request.scope["path"]):
             # What changes a server changes all of them.
-            return await self._ask_all(request)
+            answers = await self._answers(await _wired(request), ADMIN_SECONDS)
+            return _worst(answers)
         caller, wired = caller_of(request), await _wired(request)
         session = session_of(request.headers, caller.key_name, wired.body)
         engines = self._engines.options(stream=True, **({"session_id": session} if session else {}))
@@ -104,21 +108,21 @@ class Gateway:
             assert isinstance(head, Head)
         except BaseException as error:
             pieces.cancel()
-            raise _ours(error) from error
+            told = _ours(error)
+            if told is error:
+                raise
+            raise told from error
         return Relay(head, _shown(head, taken.replica), pieces, describe_loss, spend)
 
     async def _ask_all(self, request: Request) -> Response:
         """Any engine's answer, and where they differ the worst: what is said to be there is there in all of them."""
-        answers = await self._answers(await _wired(request))
-        answer = max(answers, key=lambda answer: answer.head.status)
-        return _response(answer, answer.body)
+        return _worst(await self._answers(await _wired(request)))
 
     async def _models(self, request: Request) -> Response:
         """The models that every engine has: a version that some have not seen yet is not offered yet."""
         answers = await self._answers(await _wired(request))
-        worst = max(answers, key=lambda answer: answer.head.status)
-        if worst.head.status != 200:
-            return _response(worst, worst.body)
+        if any(answer.head.status != 200 for answer in answers):
+            return _worst(answers)
         lists = [json.loads(answer.body) for answer in answers]
         common = set.intersection(*({entry["id"] for entry in body["data"]} for body in lists))
         body = lists[0] | {"data": [entry for entry in lists[0]["data"] if entry["id"] in common]}
@@ -135,17 +139,27 @@ class Gateway:
         pages |= {answer.replica: answer.body.decode() for answer in answers}
         return Response(merged(pages), media_type=CONTENT_TYPE_LATEST)
 
-    async def _answers(self, request: WireRequest) -> Sequence[WholeAnswer]:
-        """Of every engine that runs. Raises UnavailableError where there is none."""
+    async def _answers(
+        self, request: WireRequest, seconds: float = ASK_ALL_SECONDS
+    ) -> Sequence[WholeAnswer]:
+        """Of every engine that answers in time. Raises UnavailableError where there is none."""
         try:
-            told = await self._engines.broadcast("whole", request).results_async(
-                timeout_s=ASK_ALL_SECONDS, return_exceptions=True
-            )
-        except (TimeoutError, RayError, DeploymentUnavailableError) as error:
-            raise UnavailableError("No engine answers at the moment. Ask again soon.") from error
-        answers = [answer for answer in told if isinstance(answer, WholeAnswer)]
+            broadcast = self._engines.broadcast("whole", request)
+            # Not its results_async: that has all answers or none, and one engine that hangs would silence the others.
+            results = await broadcast._fetch_replica_results_async()
+        except (RayError, DeploymentUnavailableError) as error:
+            raise UnavailableError(NO_ENGINE) from error
+        asked = [asyncio.ensure_future(result.get_async()) for result in results]
+        if asked:
+            await asyncio.wait(asked, timeout=seconds)
+        answers = []
+        for task in asked:
+            if not task.done():
+                task.cancel()
+            elif not task.cancelled() and task.exception() is None:
+                answers.append(task.result())
         if not answers:
-            raise UnavailableError("No engine answers at the moment. Ask again soon.")
+            raise UnavailableError(NO_ENGINE)
         return answers
 
 
@@ -207,8 +221,9 @@ def _shown(head: Head, replica: str) -> list[tuple[bytes, bytes]]:
     return [*kept, (b"x-lorachat-replica", replica.encode())]
 
 
-def _response(answer: WholeAnswer, body: bytes) -> Response:
-    response = Response(body, answer.head.status)
+def _worst(answers: Sequence[WholeAnswer]) -> Response:
+    answer = max(answers, key=lambda answer: answer.head.status)
+    response = Response(answer.body, answer.head.status)
     response.raw_headers = _shown(answer.head, answer.replica)
     return response
 

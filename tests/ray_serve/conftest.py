@@ -20,7 +20,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-KEY, OTHER_KEY, LIMITED_KEY = "sk-first", "sk-second", "sk-limited"
+KEY, OTHER_KEY, LIMITED_KEY, ADMIN_KEY = "sk-first", "sk-second", "sk-limited", "sk-admin"
 TOKENS_PER_MINUTE = 200
 KEY_FILE = f"""
 [[key]]
@@ -117,7 +117,8 @@ def cluster(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
              "--adapters", str(volume), "--adapter-poll-seconds", "1", "--max-context", "1024",
              "--replicas", "2", "--threads", "1", "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
              "--max-body-bytes", str(MAX_BODY), "--api-keys", f"{KEY},{OTHER_KEY}", "--api-key-file", str(keys)],
-            cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "RAY_COLOR_PREFIX": "0"},
+            cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, "RAY_COLOR_PREFIX": "0", "LORACHAT_ADMIN_KEY": ADMIN_KEY},
         )  # fmt: skip
     running = Cluster(f"http://127.0.0.1:{port}", volume, log, process)
     try:

@@ -25,6 +25,8 @@ def chat(text: str, **fields: Any) -> dict[str, Any]:
 class Stream:
     """One streamed answer. events: the data of each event, [DONE] left out."""
 
+    status: int = 0
+    retry_after: str = ""
     replica: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     is_done: bool = False
@@ -71,6 +73,8 @@ def _run(cluster: Cluster, body: dict[str, Any], stream: Stream) -> None:
         with httpx.stream(
             "POST", url, json={**body, "stream": True}, headers=headers, timeout=120
         ) as answer:
+            stream.status = answer.status_code
+            stream.retry_after = answer.headers.get("retry-after", "")
             stream.replica = answer.headers.get(REPLICA, "")
             for line in answer.iter_lines():
                 if line == "data: [DONE]":

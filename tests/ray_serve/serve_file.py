@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -16,12 +17,16 @@ def main() -> None:
     module, _, name = application.import_path.partition(":")
     build = getattr(importlib.import_module(module), name)
     build(application.args)
+    without = {key: value for key, value in application.args.items() if key != "threads"}
+    assert "threads is required" in message_of(lambda: build(without))
+
+
+def message_of(action: Callable[[], object]) -> str:
     try:
-        build({key: value for key, value in application.args.items() if key != "threads"})
+        action()
     except ValueError as error:
-        assert "threads is required" in str(error)
-    else:
-        raise AssertionError("what an engine reserves was guessed")
+        return str(error)
+    raise AssertionError("what an engine reserves was guessed")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.ray_serve.conftest import (
+    ADMIN_KEY,
     KEY,
     LIMITED_KEY,
     MAX_BODY,
@@ -177,6 +178,21 @@ def test_a_published_adapter_is_offered_when_all_engines_have_it(
     assert cluster.get("/v1/models/tone").status_code == 200
 
 
+def test_what_an_operator_does_is_done_to_all_engines(cluster: Cluster) -> None:
+    def act(what: str) -> int:
+        headers = {"x-api-key": ADMIN_KEY}
+        return cluster.post(f"/admin/adapters/tone/{what}", {}, **headers).status_code
+
+    asked = chat("Hello.", model="tone", max_tokens=1)
+    assert cluster.post("/admin/adapters/tone/unload", {}).status_code == 403
+    assert act("unload") == 200
+    answers = [cluster.post(CHAT, asked, **{"x-session-id": f"u{n}"}) for n in range(16)]
+    assert {answer.status_code for answer in answers} == {404}
+    assert act("reload") == 200
+    assert "tone" in [entry["id"] for entry in cluster.get("/v1/models").json()["data"]]
+    from_all(cluster, asked)
+
+
 def test_the_metrics_of_all_engines_are_in_one_place(cluster: Cluster) -> None:
     before = cluster.metric("vllm:generation_tokens_total")
     answers = from_all(cluster, chat("Count.", max_tokens=5, ignore_eos=True))
@@ -213,18 +229,30 @@ def test_a_full_queue_says_when_to_come_back_and_loses_nobody(cluster: Cluster) 
     ]
     with Load(cluster, bodies) as load:
         pass
-    served = [s for s in load.streams if s.finish_reason == "length" and s.is_done]
-    refused = [s for s in load.streams if s not in served]
+    served = [stream for stream in load.streams if stream.status == 200]
+    refused = [stream for stream in load.streams if stream.status != 200]
+    # More than the engines compute at once had to wait, and those without a place even to wait were told.
     assert len(served) >= 2 * MAX_RUNNING
-    assert refused
-    # More than one engine holds had to wait, and those for whom there was no place even to wait were told.
-    assert not any(s.failure or s.events for s in refused)
+    assert {stream.finish_reason for stream in served} == {"length"}
+    assert {stream.status for stream in refused} == {429}
+    assert all(int(stream.retry_after) >= 1 for stream in refused)
+
+
+def test_an_engine_that_hangs_silences_nobody_but_itself(cluster: Cluster) -> None:
+    hanging, *_ = cluster.engine_pids()
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        assert cluster.get("/ready").status_code == 200
+        assert len(cluster.engines) == 1
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    until(lambda: len(cluster.engines) == 2, 60, "it does not answer again")
 
 
 def test_a_killed_engine_fails_its_own_streams_cleanly_and_is_replaced(cluster: Cluster) -> None:
     before = cluster.engines
     # More than one engine takes, so both have some.
-    bodies = [chat(f"Story number {n}.", max_tokens=700, ignore_eos=True) for n in range(MAX_RUNNING + 2)]  # fmt: skip
+    bodies = [chat(f"Story number {n}.", max_tokens=400, ignore_eos=True) for n in range(MAX_RUNNING + 2)]  # fmt: skip
     with Load(cluster, bodies) as load:
         until(lambda: load.have_begun, 60, "not all streams have begun")
         assert {stream.replica for stream in load.streams} == before
@@ -275,7 +303,7 @@ def test_a_rolling_update_loses_no_stream(cluster: Cluster, embedded_model: Path
         "max_waiting": MAX_WAITING + 1,  # the change
         "api_keys": f"{KEY},{OTHER_KEY}",
     }
-    bodies = [chat(f"Tale number {n}.", max_tokens=400, ignore_eos=True) for n in range(4)]
+    bodies = [chat(f"Tale number {n}.", max_tokens=300, ignore_eos=True) for n in range(4)]
     command = [str(PYTHON), "-m", "tests.ray_serve.redeploy", cluster.gcs_address(), json.dumps(settings)]  # fmt: skip
     with Load(cluster, bodies) as load:
         until(lambda: load.have_begun, 60, "not all streams have begun")
