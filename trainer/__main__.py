@@ -1,7 +1,7 @@
 """The trainer's command line.
 
     python -m trainer recipes
-    python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...]
+    python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...] [--html FILE]
     python -m trainer prepare --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
     python -m trainer evaluate --adapter ADAPTER [--base BASE] [--server URL]
@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser(
         "plan",
         help="before a GPU is rented: steps, memory, hours on usual cards, and every trap found",
+    )
+    plan.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write the plan there too, as a page like the report",
     )
     prepare = commands.add_parser(
         "prepare", help="only read, clean, tokenise and split the data, and show what came of it"
@@ -283,6 +289,11 @@ def _plan(options: argparse.Namespace) -> int:
     with terminal() as reporter:
         plan = make_plan(recipe, reporter)
     show_plan(recipe, plan)
+    if options.html is not None:
+        from trainer.report.plan_page import write_plan
+
+        write_plan(recipe, plan, options.html)
+        print(f"page: {options.html}")
     return 0
 
 

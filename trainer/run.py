@@ -31,6 +31,7 @@ from trainer.request import RunRequest, check_request, needs_hub
 if TYPE_CHECKING:
     from trainer.backends.base import Backend, LoadedModel
     from trainer.dataset import PreparedData
+    from trainer.machine import MemoryMeter
     from trainer.template import ChatTemplate
 
 
@@ -70,11 +71,14 @@ def _locked_run(
     import torch  # noqa: PLC0415 (after the environment is set)
 
     from trainer.backends.select import select_backend  # noqa: PLC0415
+    from trainer.expectation import expectation  # noqa: PLC0415
     from trainer.float_base import float_base_losses, float_rows  # noqa: PLC0415
     from trainer.machine import MemoryMeter, free_memory, this_machine  # noqa: PLC0415
     from trainer.padding_free import padding_free_problem  # noqa: PLC0415
+    from trainer.trackers import check_trackers  # noqa: PLC0415
 
     recipe = with_smaller_passes(request.recipe, request.output)
+    check_trackers(recipe)
     machine = this_machine()
     backend = select_backend(recipe, machine)
     backend.activate()
@@ -110,11 +114,23 @@ def _locked_run(
                 "processes": str(process_count()),
             },
         )
+    expected = expectation(
+        recipe, loaded.model.config, data, machine, padding_free=loaded.padding_free
+    )
     memory.mark_start()
     stop_token_ids = template.stop_token_ids(loaded.model.generation_config.eos_token_id)
     try:
         judged = _train_and_judge(
-            recipe, machine, backend, loaded, template, data, stop_token_ids, request.output, say
+            recipe,
+            machine,
+            backend,
+            loaded,
+            template,
+            data,
+            stop_token_ids,
+            request.output,
+            memory,
+            say,
         )
     except torch.cuda.OutOfMemoryError as error:
         raise RetryableError(
@@ -176,6 +192,7 @@ def _locked_run(
         masked_samples=data.samples,
         warnings=tuple(warnings),
         float_losses=float_losses,
+        expected=expected,
     )
     return _conclude(request, record, adapter, began, say)
 
@@ -189,6 +206,7 @@ def _train_and_judge(
     data: PreparedData,
     stop_token_ids: tuple[int, ...],
     output: Path,
+    memory: MemoryMeter,
     say: Reporter,
 ) -> tuple[Any, tuple[SourceLoss, ...], tuple[Any, ...], Any] | None:
     """None in all processes but the main one: their work is done with the last step."""
@@ -214,6 +232,7 @@ def _train_and_judge(
         data.epoch,
         checkpoints,
         lambda: total(meter.measure(curve)).mean,
+        memory,
         say.bar("Training", recipe.training.max_steps),
         say,
     )
