@@ -4,7 +4,7 @@
     python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...] [--html FILE]
     python -m trainer prepare --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
-    python -m trainer evaluate --adapter ADAPTER [--base BASE] [--server URL]
+    python -m trainer evaluate --adapter ADAPTER [--base BASE] [--server URL] [--ifeval [FILE]]
     python -m trainer export  ADAPTER [--merged DIR] [--gguf FILE] [--lora-gguf FILE]
     python -m trainer make-shape --like llama-3.2-3b DIR
 
@@ -23,6 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import RetryableError, TrainerError
+
+# The prompts of `evaluate --ifeval` without a file.
+SHIPPED_INSTRUCTIONS = Path(__file__).parent / "evaluations" / "checkable-instructions.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,7 +133,10 @@ def _parser() -> argparse.ArgumentParser:
         help="where a source of the recipe lies here",
     )
     evaluate.add_argument(
-        "--rows", type=int, default=100, help="held-out rows at most (default: 100)"
+        "--rows",
+        type=int,
+        default=100,
+        help="held-out rows at most (default: 100; 0: none, nor answers to them)",
     )
     evaluate.add_argument(
         "--answers", type=int, default=20, help="of these answered (default: 20; 0: none)"
@@ -140,6 +146,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--server", metavar="URL", help="ask a running server (default: answer in this process)"
+    )
+    evaluate.add_argument(
+        "--ifeval",
+        nargs="?",
+        type=Path,
+        const=SHIPPED_INSTRUCTIONS,
+        metavar="FILE",
+        help="checkable instructions too, through lm-eval: JSONL in google/IFEval's form (no FILE: the trainer's own "
+        "40 prompts); needs --server",
+    )
+    evaluate.add_argument(
+        "--lm-eval",
+        type=Path,
+        metavar="PYTHON",
+        help="of the environment that lm-eval is in (default: this one, else .venv-ifeval)",
     )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
     _add_volume(evaluate, "the adapter volume")
@@ -222,25 +243,47 @@ def _evaluate(options: argparse.Namespace) -> int:
     from trainer.evaluate import evaluate, recipe_of, write_scores
     from trainer.progress import terminal
     from trainer.request import needs_hub
+    from trainer.scores import Score
 
     adapter = find_adapter(options.adapter, options.adapters)
+    checkers = None
+    if options.ifeval is not None:
+        from trainer.ifeval import checkable_instructions, find_checkers, read_prompts
+
+        if options.server is None:
+            raise ConfigError("--ifeval asks a running server: name it with --server URL.")
+        checkers = find_checkers(options.lm_eval)
+        prompts = read_prompts(options.ifeval, checkers)
+    if not options.rows and checkers is None:
+        raise ConfigError("Nothing to evaluate: --rows is 0 and there is no --ifeval.")
     pairs = [item.partition("=") for item in options.data]
     if any(not location for _, _, location in pairs):
         raise ConfigError("--data is not of the form SOURCE=FILE.")
     places = {name: location for name, _, location in pairs}
-    recipe = recipe_of(adapter, options.base or adapter.base_id, places)
-    prepare_environment(needs_hub=needs_hub(recipe))
-    hush_libraries()
+    scores: list[Score] = []
     with terminal() as reporter:
-        scores = evaluate(
-            adapter,
-            recipe,
-            reporter,
-            rows=options.rows,
-            answers=options.answers,
-            max_new_tokens=options.max_new_tokens,
-            server=options.server,
-        )
+        if options.rows:
+            recipe = recipe_of(adapter, options.base or adapter.base_id, places)
+            prepare_environment(needs_hub=needs_hub(recipe))
+            hush_libraries()
+            scores += evaluate(
+                adapter,
+                recipe,
+                reporter,
+                rows=options.rows,
+                answers=options.answers,
+                max_new_tokens=options.max_new_tokens,
+                server=options.server,
+            )
+        if checkers is not None:
+            scores += checkable_instructions(
+                options.server,
+                adapter.served_name,
+                prompts,
+                options.max_new_tokens,
+                checkers,
+                reporter,
+            )
     for score in scores:
         print(
             f"{score.name}: base {score.base:.3f}, tuned {score.tuned:.3f}; difference "

@@ -44,7 +44,8 @@ def _row(
 ) -> Compared:
     change = "–"
     if planned and happened is not None:
-        change = signed_percent(happened / planned - 1)
+        ratio = happened / planned - 1
+        change = signed_percent(ratio) if abs(ratio) >= 0.005 else "as planned"
     shown = [show(value) if value is not None else "–" for value in (planned, happened)]
     return Compared(label, shown[0], shown[1], change)
 
