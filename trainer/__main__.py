@@ -9,7 +9,8 @@
     python -m trainer make-shape --like llama-3.2-3b DIR
 
 Exit codes: 0 done, now or by an earlier start; 3 the recipe, the data or this machine is not right (trying again will
-not help); 75 memory did not suffice (trying again with --auto-batch will); 143 ended by SIGTERM with a checkpoint saved
+not help); 75 memory did not suffice (trying again with --auto-batch will) or a disk is full (it will once there is
+room), and evaluate's server is away; 143 ended by SIGTERM with a checkpoint saved
 and 130 by Ctrl-C (the same command goes on); 1 other.
 """
 
@@ -22,7 +23,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.errors import RetryableError, TrainerError
+from trainer.errors import DiskFull, OutOfMemory, TrainerError
+from trainer.full_disk import is_full_disk
 
 # The prompts of `evaluate --ifeval` without a file.
 SHIPPED_INSTRUCTIONS = Path(__file__).parent / "evaluations" / "checkable-instructions.jsonl"
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"trainer: {error}", file=sys.stderr)
-        return 1
+        return DiskFull.exit_code if is_full_disk(error) else 1
     except KeyboardInterrupt:
         print(
             "trainer: stopped; the same command goes on from the last checkpoint", file=sys.stderr
@@ -382,7 +384,7 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
     try:
         with terminal() as reporter:
             result = run(request, reporter)
-    except RetryableError as error:
+    except OutOfMemory as error:
         if not options.auto_batch:
             raise
         from trainer.auto_batch import halve_passes

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,15 @@ from trainer.auto_batch import pass_setting, with_smaller_passes
 from trainer.checkpoints import newest_sealed, remove_broken, step_of
 from trainer.config import Recipe
 from trainer.environment import hush_libraries, prepare_environment, versions
-from trainer.errors import ConfigError, Interrupted, RetryableError, TrainingError
+from trainer.errors import (
+    ConfigError,
+    DiskFull,
+    Interrupted,
+    OutOfMemory,
+    TrainerError,
+    TrainingError,
+)
+from trainer.full_disk import is_full_disk
 from trainer.hub import commit_of
 from trainer.identity import check_identity, data_fingerprint, recipe_facts, text_fingerprint
 from trainer.outcome import Outcome, earlier_outcome, write_outcome
@@ -50,7 +59,8 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult | No
 
     Writes OUTPUT/adapter, OUTPUT/report, OUTPUT/recipe.yaml and, last, OUTPUT/complete.json. None in all processes but
     the main one. Raises ConfigError or DataError before the first step; Interrupted after SIGTERM, with a checkpoint
-    saved; RetryableError if memory does not suffice; TrainingError if the losses are not numbers or publishing fails.
+    saved; OutOfMemory; DiskFull, with what was complete kept; TrainingError if the losses are not numbers or publishing
+    fails.
     """
     began, started = time.monotonic(), datetime.now(UTC)
     say = (reporter or Silent()) if is_main() else Silent()
@@ -60,7 +70,28 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult | No
             f"{request.output} holds a complete run already; choose another --output."
         )
     with output_lock(request.output):
-        return _locked_run(request, began, started, say)
+        try:
+            return _locked_run(request, began, started, say)
+        except Exception as error:
+            if isinstance(error, TrainerError) or not is_full_disk(error):
+                raise
+            raise _disk_full(request) from error
+
+
+def _disk_full(request: RunRequest) -> DiskFull:
+    """What was being written goes, so that it takes no room; what is complete stays."""
+    checkpoints = request.output / "checkpoints"
+    if is_main():
+        with suppress(OSError):
+            remove_broken(checkpoints)
+    newest = newest_sealed(checkpoints)
+    kept = "No checkpoint was complete yet."
+    if newest is not None:
+        kept = f"The checkpoint of step {step_of(newest)} is whole, and the run goes on from it."
+    return DiskFull(
+        f"The disk of {request.output} (or of the folder for temporary files) is full. Free some space and start the "
+        f"same command again. {kept}"
+    )
 
 
 def _locked_run(
@@ -133,7 +164,7 @@ def _locked_run(
             say,
         )
     except torch.cuda.OutOfMemoryError as error:
-        raise RetryableError(
+        raise OutOfMemory(
             f"The memory of {machine.name} ({memory.read().total_gb:.0f} GB) does not suffice. Start again with "
             "--auto-batch, which makes the forward passes smaller and keeps the rows of a step, or lower "
             f"{pass_setting(recipe)} yourself; the run goes on from its last checkpoint."
@@ -334,6 +365,8 @@ def _conclude(
             published = published_already(adapter, record.name, request.adapters)
             published = published or publish(adapter, record, report, request.adapters)
         except PublishError as error:
+            if is_full_disk(error):
+                raise DiskFull(f"{error} The adapter is whole in {adapter}.") from error
             raise TrainingError(f"{error} The adapter is whole in {adapter}.") from error
         say.say(f"Published: {published}")
     write_outcome(
