@@ -65,7 +65,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_run_and_no_half_version_is_see
 ) -> None:
     """LORACHAT_KILLS=N kills as often, LORACHAT_SEED=N at other moments."""
     same = Command(tmp_path / "of", recipe(tiny_model, tmp_path))
-    kills, seed = os.environ.get("LORACHAT_KILLS", "14"), os.environ.get("LORACHAT_SEED", "1")
+    kills, seed = os.environ.get("LORACHAT_KILLS", "8"), os.environ.get("LORACHAT_SEED", "1")
     done = subprocess.run(
         [
             *(sys.executable, Path(__file__).parent / "train_and_die.py", kills, seed),

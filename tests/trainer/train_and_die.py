@@ -1,8 +1,8 @@
 """Trains over and over in child processes that are killed at random moments, until a run is complete.
 
 `python train_and_die.py KILLS SEED OUTPUT VOLUME ARGUMENTS…`, where the arguments are those of `train`. Children are
-forked, so that the heavy imports are paid for once. Half of the kills come after a random time; the other half before a
-random one of the calls that touch the disk while a checkpoint is saved, the run is concluded or a version published,
+forked, so that the heavy imports are paid for once. A quarter of the kills come after a random time; the others before
+a random one of the calls that touch the disk while a checkpoint is saved, the run is concluded or a version published,
 which is where a random time seldom falls. Prints, per child, a JSON line.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
@@ -91,6 +92,7 @@ def main() -> None:
     again = [*arguments, "--output", str(output) + "-first", "--no-publish"]
     os.waitpid(child(again, output.with_suffix(".log")), 0)
     seconds = time.monotonic() - begun
+    kinds = itertools.cycle(("any", *PHASES.values()))
     done = 0
     while done < kills:
         target = output.with_name(f"{output.name}-{done}")
@@ -109,15 +111,14 @@ def main() -> None:
             last = done >= kills
             if last:
                 process = child(run, target.with_suffix(".log"))
-            elif dice.random() < 0.5:
+            elif (kind := next(kinds)) == "any":
                 process = child(run, target.with_suffix(".log"))
                 time.sleep(dice.uniform(0.0, seconds))
                 os.kill(
                     process, signal.SIGKILL
                 )  # at worst of one that has ended and is not waited for yet
             else:
-                phase = dice.choice(list(dict.fromkeys(PHASES.values())))
-                point = {phase: dice.randrange(60)}
+                point = {kind: dice.randrange(60)}
                 process = child(run, target.with_suffix(".log"), watched(point, told))
             os.close(told)
             with os.fdopen(hears) as pipe:
