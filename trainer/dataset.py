@@ -108,7 +108,7 @@ def prepare(
         train,
         test,
         counts,
-        _samples(train, template, config),
+        masked_samples(train, template, config),
         _advice(counts, config),
         {source.name: source.repeat for source in config.sources},
     )
@@ -254,10 +254,11 @@ def _count(
     )
 
 
-def _samples(
-    train: Sequence[Row], template: ChatTemplate, config: DataConfig
+def masked_samples(
+    train: Sequence[Row], template: ChatTemplate, config: DataConfig, count: int = MASKED_SAMPLES
 ) -> tuple[MaskedSample, ...]:
-    chosen = spread([row.source for row in train], MASKED_SAMPLES, config.seed)
+    """`count` rows, spread over the sources, as spans of text that are trained or not."""
+    chosen = spread([row.source for row in train], count, config.seed)
     return tuple(
         MaskedSample(train[index].source, template.spans(train[index].encoded)) for index in chosen
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +25,7 @@ from trainer.errors import (
     TrainerError,
     TrainingError,
 )
-from trainer.full_disk import is_full_disk
+from trainer.full_disk import disk_full, is_full_disk
 from trainer.hub import commit_of
 from trainer.identity import check_identity, data_fingerprint, recipe_facts, text_fingerprint
 from trainer.outcome import Outcome, earlier_outcome, write_outcome
@@ -75,23 +74,7 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult | No
         except Exception as error:
             if isinstance(error, TrainerError) or not is_full_disk(error):
                 raise
-            raise _disk_full(request) from error
-
-
-def _disk_full(request: RunRequest) -> DiskFull:
-    """What was being written goes, so that it takes no room; what is complete stays."""
-    checkpoints = request.output / "checkpoints"
-    if is_main():
-        with suppress(OSError):
-            remove_broken(checkpoints)
-    newest = newest_sealed(checkpoints)
-    kept = "No checkpoint was complete yet."
-    if newest is not None:
-        kept = f"The checkpoint of step {step_of(newest)} is whole, and the run goes on from it."
-    return DiskFull(
-        f"The disk of {request.output} (or of the folder for temporary files) is full. Free some space and start the "
-        f"same command again. {kept}"
-    )
+            raise disk_full(request.output) from error
 
 
 def _locked_run(

@@ -194,9 +194,11 @@ def test_a_conversation_is_edited_taken_back_copied_named_and_carried_elsewhere(
     page.get_by_role("button", name=re.compile("^Rename")).nth(1).click()
     page.get_by_label("Name of the conversation").fill("Printers")
     page.get_by_label("Name of the conversation").press("Enter")
+    conversations(page).first.hover()  # which shows the buttons
     page.get_by_role("button", name=re.compile("^Delete “Tell me")).click()
     page.locator(".notice").get_by_role("button", name="Undo").click()
     expect(conversations(page)).to_have_count(2)
+    conversations(page).first.hover()  # which shows the buttons
     page.get_by_role("button", name=re.compile("^Delete “Tell me")).click()
     expect(conversations(page)).to_have_text(["Printers"])
     conversations(page).first.click()
@@ -206,6 +208,7 @@ def test_a_conversation_is_edited_taken_back_copied_named_and_carried_elsewhere(
             page.get_by_role("button", name=name).click()
         file = tmp_path / download.value.suggested_filename
         download.value.save_as(file)
+        conversations(page).first.hover()
         page.get_by_role("button", name=re.compile("^Delete “Printers")).click()
         expect(page.locator(".turn")).to_have_count(0)
         with page.expect_file_chooser() as chooser:
@@ -230,7 +233,7 @@ def test_a_comparison_is_marked_voted_on_every_way_and_cleared(page: Page, votes
         page.get_by_role("button", name="Clear both").click()
         expect(page.locator("lora-compare .turn")).to_have_count(0)
     kept = [json.loads(line) for line in votes.read_text().splitlines()]
-    assert [vote["verdict"] for vote in kept] == ["left", "right", "tie", "bad"]
+    assert [vote["verdict"] for vote in kept] == ["left", "right", "tie", "neither"]
     assert [bool(vote["chosen"]) for vote in kept] == [True, True, False, False]
     assert kept[0]["chosen"] == kept[1]["rejected"]  # greedy, so the same answers both times
 

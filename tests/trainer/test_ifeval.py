@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from trainer.__main__ import SHIPPED_INSTRUCTIONS, main
+from trainer.__main__ import main
+from trainer.arguments import SHIPPED_INSTRUCTIONS
 from trainer.ifeval import ENVIRONMENT, MEASURES, Checkers, read_prompts, score
 
 needs_lm_eval = pytest.mark.skipif(
