@@ -30,7 +30,7 @@ import trainer.run  # noqa: F401
 from trainer.__main__ import main as command
 
 # The work at hand, by the file of this program that is on the stack.
-PHASES = {"publish.py": "publishing", "watch.py": "saving", "run.py": "concluding"}
+PHASES = {"watch.py": "saving", "run.py": "concluding", "publish.py": "publishing"}
 
 
 def phase_of(frame: FrameType | None) -> str | None:
@@ -53,6 +53,10 @@ def watched(points: dict[str, int], told: int) -> Callable[[FrameType, str, Any]
 
     def profile(frame: FrameType, event: str, call: Any) -> None:
         if event != "c_call" or call.__name__ not in TOUCHES_DISK:
+            return
+        if isinstance(
+            getattr(call, "__self__", None), str | io.StringIO
+        ):  # str.replace and the like
             return
         phase = phase_of(frame)
         if phase is None:
@@ -92,7 +96,9 @@ def main() -> None:
     again = [*arguments, "--output", str(output) + "-first", "--no-publish"]
     os.waitpid(child(again, output.with_suffix(".log")), 0)
     seconds = time.monotonic() - begun
-    kinds = itertools.cycle(("any", *PHASES.values()))
+    kinds = itertools.cycle(
+        ("any", *PHASES.values())
+    )  # as they come in a run: one leaves the next to be done
     done = 0
     while done < kills:
         target = output.with_name(f"{output.name}-{done}")
