@@ -22,7 +22,8 @@ def write_adapters(base: Path, volume: Path, count: int) -> None:
 
     digest = weights_digest(base)
     for number in range(count):
-        _write(base, volume / f"bench-{number}", number, digest)
+        version = write_version(base, volume / f"bench-{number}", number, digest)
+        (version.parent / "latest").symlink_to(version.name)
 
 
 def adapter_folder(volume: Path, number: int) -> Path:
@@ -34,7 +35,8 @@ def adapter_names(count: int) -> list[str]:
     return [f"bench-{number}" for number in range(count)]
 
 
-def _write(base: Path, target: Path, seed: int, digest: str) -> None:
+def write_version(base: Path, target: Path, seed: int, digest: str) -> Path:
+    """A version with random weights in the folder `target`, whose name is the adapter's. digest: of the base."""
     from peft import LoraConfig
     from safetensors.torch import save
 
@@ -55,7 +57,7 @@ def _write(base: Path, target: Path, seed: int, digest: str) -> None:
         shutil.copyfile(base / name, folder / name)
     manifest = _manifest(base, folder, digest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    (target / "latest").symlink_to(version)
+    return folder
 
 
 def _tensors(config: dict[str, Any], seed: int) -> dict[str, Any]:

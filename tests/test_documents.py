@@ -42,3 +42,12 @@ def test_no_file_grows_into_a_heap() -> None:
         for path in Path(ROOT / program).rglob("*.py"):
             lines = len(path.read_text("utf-8").splitlines())
             assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines"
+
+
+def test_the_tests_that_a_document_names_are_there() -> None:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for file, name in re.findall(
+            r"`(tests/[\w/]+\.py)(?:::(\w+))?", document.read_text("utf-8")
+        ):
+            assert (ROOT / file).exists(), f"{document.name}: {file}"
+            assert f"def {name}" in (ROOT / file).read_text("utf-8"), f"{document.name}: {name}"

@@ -6,6 +6,7 @@
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
     python -m trainer evaluate --adapter ADAPTER [--base BASE] [--server URL] [--ifeval [FILE]]
     python -m trainer export  ADAPTER [--merged DIR] [--gguf FILE] [--lora-gguf FILE]
+    python -m trainer rollback NAME [VERSION] [--adapters DIR]
     python -m trainer make-shape --like llama-3.2-3b DIR
 
 Exit codes: 0 done, now or by an earlier start; 3 the recipe, the data or this machine is not right (trying again will
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _evaluate(options)
         if options.command == "export":
             return _export(options)
+        if options.command == "rollback":
+            return _rollback(options)
         if options.command == "make-shape":
             return _make_shape(options)
         return _train(options, given)
@@ -157,6 +160,15 @@ def _export(options: argparse.Namespace) -> int:
     hush_libraries()
     with terminal() as reporter:
         export(adapter, base, reporter, dtype=options.dtype, **targets)
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from trainer.rollback import rollback
+
+    done = rollback(options.adapters, options.name, options.version)
+    print(f"'latest' of {options.name} was {done.before or 'not set'} and is {done.after} now")
+    print("running servers follow at their next look at the volume; nothing was removed")
     return 0
 
 

@@ -148,6 +148,17 @@ def parser() -> argparse.ArgumentParser:
         help="of the merged weights",
     )
     _add_volume(export, "the adapter volume")
+    rollback = commands.add_parser(
+        "rollback", help="serve an earlier version of an adapter again: move its 'latest' back"
+    )
+    rollback.add_argument("name", metavar="NAME", help="the adapter's name on the volume")
+    rollback.add_argument(
+        "version",
+        nargs="?",
+        metavar="VERSION",
+        help="the version to serve (default: the one before the present latest)",
+    )
+    _add_volume(rollback, "the adapter volume")
     shape = commands.add_parser(
         "make-shape",
         help="write a model of a known architecture with random weights, to try a recipe on",

@@ -137,6 +137,15 @@ class BaseModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """PEFT's natural log-probabilities of token_ids[1:] on the float32 base; or, in `absent`, why there are none."""
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    absent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything a reader of the run would ask."""
 
@@ -166,4 +175,5 @@ class RunRecord:
     masked_samples: tuple[MaskedSample, ...]
     warnings: tuple[str, ...] = field(default=())
     float_losses: tuple[FloatBaseLoss, ...] = field(default=())
+    probe: Probe = field(default=Probe(absent="the run computed none"))
     expected: Expectation | None = None

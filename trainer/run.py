@@ -33,7 +33,14 @@ from trainer.output_lock import output_lock
 from trainer.processes import is_main, process_count
 from trainer.progress import Reporter, Silent
 from trainer.recipe_file import dump_recipe
-from trainer.record import BaseModel, FloatBaseLoss, HistoryPoint, RunRecord, SourceLoss
+from trainer.record import (
+    BaseModel,
+    FloatBaseLoss,
+    HistoryPoint,
+    Probe,
+    RunRecord,
+    SourceLoss,
+)
 from trainer.request import RunRequest, check_request, needs_hub
 
 if TYPE_CHECKING:
@@ -86,9 +93,10 @@ def _locked_run(
 
     from trainer.backends.select import select_backend  # noqa: PLC0415
     from trainer.expectation import expectation  # noqa: PLC0415
-    from trainer.float_base import float_base_losses, float_rows  # noqa: PLC0415
+    from trainer.float_base import float_rows, on_float_base  # noqa: PLC0415
     from trainer.machine import MemoryMeter, free_memory, this_machine  # noqa: PLC0415
     from trainer.padding_free import padding_free_problem  # noqa: PLC0415
+    from trainer.probe import peft_probe, probe_ids  # noqa: PLC0415
     from trainer.trackers import check_trackers  # noqa: PLC0415
 
     recipe = with_smaller_passes(request.recipe, request.output)
@@ -160,21 +168,31 @@ def _locked_run(
     _save(loaded, template, adapter)
     peak = memory.read()
     float_losses: tuple[FloatBaseLoss, ...] = ()
-    if quantised is not None:
-        say.say("Measuring the losses on the float32 base, which the adapter is served on")
+    if backend.name == "peft" and loaded.dtype == "float32" and not (quantised or machine.has_cuda):
+        # In memory lies what is served, untouched but for the adapter: no need to load it again.
+        probe = peft_probe(loaded.model.unload(), adapter, probe_ids(template))
+    elif quantised is not None or loaded.float_folder is not None:
+        say.say("Measuring on the float32 base, which the adapter is served on")
         loaded = replace(loaded, model=None)
         free_memory(machine)
-        where = recipe.model.base if loaded.float_folder else recipe.base_id
-        float_losses, problem = float_base_losses(
-            where,
+        rows = recipe.evaluation.float_base_rows if quantised is not None else 0
+        measured = on_float_base(
+            recipe.model.base if loaded.float_folder else recipe.base_id,
             adapter,
-            float_rows(data, recipe.evaluation.float_base_rows, recipe.data.seed),
+            float_rows(data, rows, recipe.data.seed) if rows else (),
             template.tokenizer.pad_token_id,
             quantised,
+            probe_ids(template),
         )
-        if problem:
-            warnings.append(problem)
-            say.warn(problem)
+        float_losses, probe = measured.losses, measured.probe
+        if measured.problem:
+            warnings.append(measured.problem)
+            say.warn(measured.problem)
+    else:
+        probe = Probe(
+            absent=f"the float32 weights of {recipe.base_id} were not at hand where it was trained, and"
+            " evaluation.float_base_rows is 0"
+        )
     record = RunRecord(
         name=request.name,
         backend=backend.name,
@@ -206,6 +224,7 @@ def _locked_run(
         masked_samples=data.samples,
         warnings=tuple(warnings),
         float_losses=float_losses,
+        probe=probe,
         expected=expected,
     )
     return _conclude(request, record, adapter, began, say)

@@ -88,13 +88,15 @@ class GrammarCompiler:
                 log_level=0,
                 limits=LIMITS,
             )
-            if matcher.is_error():
-                raise InvalidRequestError(
-                    f"'{param}' cannot be followed to the letter, so it is refused: {matcher.get_error()}",
-                    param=param,
-                )
-            # The first mask finds what the constructor left for later.
-            matcher.deep_copy().compute_bitmask()
+            first = matcher.deep_copy()
+            if not matcher.is_error():
+                first.compute_bitmask()  # finds what the constructor left for later
+            for tried in (matcher, first):
+                if tried.is_error():
+                    raise InvalidRequestError(
+                        f"'{param}' cannot be followed to the letter, so it is refused: {tried.get_error()}",
+                        param=param,
+                    )
             self._matchers[key] = matcher
             if len(self._matchers) > MAX_KEPT:
                 self._matchers.popitem(last=False)

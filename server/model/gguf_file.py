@@ -165,6 +165,11 @@ class _Cursor:
                 f"{self._file.path.name} is damaged: its metadata has a value of type {kind}."
             )
         item, count = self.unpack("IQ")
+        if item == _ARRAY:
+            # No model has any, and arrays in arrays without end would use the stack up.
+            raise ModelLoadError(
+                f"{self._file.path.name} has an array of arrays in its metadata, which is not read."
+            )
         if item in _SCALARS:
             # Not one format string for all: a damaged count would make a huge one.
             size = struct.calcsize(f"<{_SCALARS[item]}")

@@ -22,6 +22,9 @@ _HEADER = re.compile(
     r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,'
     r'\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
+# Names have at most 64 characters. What is longer is looked at once, when it is whole: no answer can make its parser
+# go over it again at every token.
+_MAX_HEADER = 1024
 
 
 class CallParser:
@@ -36,6 +39,7 @@ class CallParser:
         self._buffer = ""
         self._blank = ""  # white space that is text only if text follows it
         self._brackets = Brackets()
+        self._scanned = 0  # characters of the buffer that self._brackets has seen
         self._tail: list[str] = []
         self._state: Callable[[], list[Piece] | None] = (
             self._in_text if self._tagged else self._at_start
@@ -73,11 +77,10 @@ class CallParser:
         begun = self._buffer.lstrip()
         if not begun:
             return None
-        self._brackets = Brackets()
         if begun[0] == "{":
-            self._state = self._in_header
+            self._enter(self._in_header)
         elif begun[0] == "[":
-            self._state = self._in_brackets
+            self._enter(self._in_brackets)
         else:
             self._state = self._in_text
         return []
@@ -91,7 +94,7 @@ class CallParser:
         at = self._buffer.find(TAG)
         if at >= 0:
             text, self._buffer = self._buffer[:at], self._buffer[at + len(TAG) :]
-            self._state = self._in_header
+            self._enter(self._in_header)
             return self._text(text)
         held = _overlap(self._buffer, TAG)
         cut = len(self._buffer) - held
@@ -100,8 +103,15 @@ class CallParser:
         text, self._buffer = self._buffer[:cut], self._buffer[cut:]
         return self._text(text)
 
+    def _enter(self, state: Callable[[], list[Piece] | None]) -> None:
+        """Go to a state that waits for a whole call; what is in the buffer is its beginning."""
+        self._brackets = Brackets(quotes="\"'")
+        self._scanned = 0
+        self._state = state
+
     def _in_header(self) -> list[Piece] | None:
-        header = _HEADER.match(self._buffer)
+        seen = self._scanned
+        header = _HEADER.match(self._buffer, 0, _MAX_HEADER) if seen < _MAX_HEADER else None
         if header is not None:
             name = _loads(header[1])
             if name in self._names:
@@ -111,7 +121,8 @@ class CallParser:
                 return self._start(str(name))
             return self._no_call()
         if self._tagged:
-            at = self._buffer.find(END_TAG)
+            at = self._buffer.find(END_TAG, max(seen - len(END_TAG), 0))
+            self._scanned = len(self._buffer)
             if at < 0:
                 return None
             calls = self._whole_calls(self._buffer[:at])
@@ -124,9 +135,11 @@ class CallParser:
 
     def _in_brackets(self) -> list[Piece] | None:
         """A call in another order of its parts, a list of calls, or pythonic calls: known when it is whole."""
-        end = Brackets(quotes="\"'").end_of(self._buffer)
+        seen, self._scanned = self._scanned, len(self._buffer)
+        end = self._brackets.end_of(self._buffer[seen:])
         if end is None:
             return None
+        end += seen
         calls = self._whole_calls(self._buffer[:end])
         if calls is None:
             return self._no_call()

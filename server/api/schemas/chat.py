@@ -40,6 +40,7 @@ OTHER_SERVERS: NotHonoured = {
     "lora": ([],),
     "mirostat": (0,),
     "priority": (0,),
+    "prompt_embeds": (),
     "repeat_penalty": (1,),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),

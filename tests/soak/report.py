@@ -1,0 +1,103 @@
+"""What the soak saw, as a table, and what of it must not be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from benchmarks.machine import Machine
+from tests.soak.callers import CANCELLED, FINISHED, LOST, REFUSED, Tally
+
+MIB = 2**20
+
+
+@dataclass(slots=True)
+class Evidence:
+    """before, after: the server's metrics. memory, open_files: at start and end. deeds: what was done to the volume."""
+
+    tally: Tally
+    deeds: Counter[str]
+    seconds: float
+    before: dict[str, float]
+    after: dict[str, float]
+    memory: tuple[int, int]
+    open_files: tuple[int, int]
+    recovered: bool = False
+    exit_code: int | None = None
+    tracebacks: int = 0
+
+    def done(self, name: str) -> float:
+        """By how much a counter of the server has grown, over all its labels."""
+        return sum(
+            value - self.before.get(series, 0.0)
+            for series, value in self.after.items()
+            if series == name or series.startswith(f"{name}{{")
+        )
+
+    @property
+    def held(self) -> dict[str, float]:
+        names = (
+            "vllm:num_requests_running",
+            "vllm:num_requests_waiting",
+            "lorachat_kv_blocks_used",
+        )
+        return {name: self.after[name] for name in names}
+
+
+def findings(evidence: Evidence, *, memory_growth: float) -> list[str]:
+    """memory_growth: the part by which memory may have grown."""
+    tally = evidence.tally
+    found = [f"wrong: {text}" for text in tally.wrong] + [f"lost: {text}" for text in tally.lost]
+    sent, ended = tally.sent.total(), tally.outcomes.total()
+    if sent != ended:
+        found.append(f"{sent} requests were sent, {ended} ended")
+    found += [f"leaked: {name} is {value:.0f}" for name, value in evidence.held.items() if value]
+    start, end = evidence.memory
+    if end > start * (1 + memory_growth):
+        found.append(f"memory grew from {start / MIB:.0f} to {end / MIB:.0f} MiB")
+    if evidence.open_files[1] > evidence.open_files[0] + 2:
+        found.append(f"open files: {evidence.open_files[0]} before, {evidence.open_files[1]} after")
+    if not evidence.recovered:
+        found.append("answers after the disturbance are not those before it")
+    if evidence.exit_code != 0:
+        found.append(f"SIGTERM ended the server with {evidence.exit_code}")
+    if evidence.tracebacks:
+        found.append(f"{evidence.tracebacks} tracebacks in the server's log")
+    if not all(tally.of(outcome) for outcome in (FINISHED, REFUSED, CANCELLED)):
+        found.append("an outcome never came: the load does not try what it should")
+    return found
+
+
+def write_report(evidence: Evidence, machine: Machine) -> None:
+    tally = evidence.tally
+    print(f"\n{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB\n")
+    print(f"{'caller':<20}{'sent':>8}{FINISHED:>10}{REFUSED:>10}{CANCELLED:>11}{LOST:>6}")
+    for kind in sorted(tally.sent):
+        cells = [tally.outcomes[kind, outcome] for outcome in (FINISHED, REFUSED, CANCELLED, LOST)]
+        print(
+            f"{kind:<20}{tally.sent[kind]:>8}{cells[0]:>10}{cells[1]:>10}{cells[2]:>11}{cells[3]:>6}"
+        )
+    cells = [tally.of(outcome) for outcome in (FINISHED, REFUSED, CANCELLED, LOST)]
+    print(
+        f"{'all':<20}{tally.sent.total():>8}{cells[0]:>10}{cells[1]:>10}{cells[2]:>11}{cells[3]:>6}\n"
+    )
+    print(f"refusals     {dict(tally.refusals.most_common())}")
+    print(f"volume       {dict(evidence.deeds)}")
+    print(
+        f"answers      {tally.compared} compared with the same request alone, {len(tally.wrong)} wrong"
+    )
+    tokens = evidence.done("vllm:generation_tokens_total")
+    print(
+        f"tokens/s     {tokens / evidence.seconds:.0f} drawn ({tokens:.0f} in {evidence.seconds:.0f} s)"
+    )
+    print(f"engine       {evidence.done('lorachat_steps_total'):.0f} steps,"
+          f" {evidence.done('vllm:num_preemptions_total'):.0f} preemptions,"
+          f" {evidence.done('vllm:prefix_cache_hits_total'):.0f} of"
+          f" {evidence.done('vllm:prefix_cache_queries_total'):.0f} prompt tokens cached")  # fmt: skip
+    start, end = evidence.memory
+    print(
+        f"memory       {start / MIB:.0f} MiB at start, {end / MIB:.0f} MiB at end ({end / start - 1:+.1%})"
+    )
+    print(f"open files   {evidence.open_files[0]} before, {evidence.open_files[1]} after")
+    print(f"left held    {evidence.held}")
+    print(f"afterwards   same answers: {evidence.recovered}, exit code {evidence.exit_code}\n")

@@ -1,0 +1,67 @@
+"""What a server's own numbers say: memory, open files, slots and blocks, over the time of the soak."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+PERIOD_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Watch:
+    """rss: (seconds since the beginning, bytes of physical memory) of the process, every second."""
+
+    url: str
+    pid: int
+    rss: list[tuple[float, int]] = field(default_factory=list)
+
+    def run(self, ended: threading.Event) -> None:
+        begun = time.monotonic()
+        while not ended.wait(PERIOD_SECONDS):
+            self.rss.append((time.monotonic() - begun, resident_bytes(self.pid)))
+
+    def growth(self) -> tuple[int, int]:
+        """Medians of the second tenth and of the last tenth of the time: the first tenth is for warming up."""
+        values = [bytes_ for _, bytes_ in self.rss]
+        tenth = max(len(values) // 10, 1)
+        return (
+            int(statistics.median(values[tenth : 2 * tenth] or values)),
+            int(statistics.median(values[-tenth:])),
+        )
+
+    def numbers(self) -> dict[str, float]:
+        """Every series of /metrics: `name{label="value"}` without labels' order changed -> value."""
+        found = {}
+        for family in text_string_to_metric_families(
+            httpx.get(f"{self.url}/metrics", timeout=60).text
+        ):
+            for sample in family.samples:
+                labels = ",".join(f'{k}="{v}"' for k, v in sample.labels.items())
+                found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+        return found
+
+    def wait_until_idle(self, seconds: float = 60) -> dict[str, float]:
+        """The numbers once nothing runs or waits, or at the end of the time."""
+        deadline = time.monotonic() + seconds
+        while True:
+            numbers = self.numbers()
+            busy = numbers["vllm:num_requests_running"] + numbers["vllm:num_requests_waiting"]
+            if busy == 0 or time.monotonic() > deadline:
+                return numbers
+            time.sleep(0.2)
+
+
+def resident_bytes(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * 4096
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
