@@ -90,6 +90,21 @@ test-manifests: env  ## build deploy/kubernetes with kustomize and check it agai
 	@scripts/setup-tools .venv-manifests requirements/constraints-manifests.txt requirements/manifests.txt
 	@LORACHAT_MANIFESTS_ENV=.venv-manifests $(PY) -m pytest -n 0 tests/manifests
 
+# Of llama.cpp only the library is compiled, by one compiler at a time: each may take a gigabyte.
+LLAMA_CPP_ARGS := -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_COMMON=OFF \
+	-DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF
+
+.PHONY: test-exports
+test-exports: env  ## load the exported adapters with transformers and llama.cpp (compiles it apart, once, 10 minutes)
+	@CMAKE_ARGS="$(LLAMA_CPP_ARGS)" CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-1} \
+		scripts/setup-tools .venv-llamacpp requirements/constraints-exports.txt requirements/exports.txt
+	@$(PY) -m pytest -n 0 tests/trainer/test_export.py
+
+.PHONY: test-ifeval
+test-ifeval: env  ## evaluate checkable instructions through lm-eval against a server (installs it apart, once)
+	@scripts/setup-tools .venv-ifeval requirements/constraints-ifeval.txt requirements/ifeval.txt
+	@$(PY) -m pytest -n 0 tests/trainer/test_ifeval.py
+
 .PHONY: docker-test
 docker-test:  ## build the images and run the compose file for real (skipped where no Docker engine answers)
 	@scripts/docker-test

@@ -9,18 +9,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from server.api.service import Loaded
+from server.cores import available_cores
 from server.engine.engine import Engine
 from server.engine.scheduler import Limits
 from server.errors import StartupError
-from server.memory import RESERVED_BYTES, adapter_budget, kv_cache_budget
+from server.memory import RESERVED_BYTES, adapter_budget, available_bytes, kv_cache_budget
 from server.model.adapter_desk import AdapterDesk
 from server.model.adapter_memory import AdapterMemory
 from server.model.backend import make_backend
 from server.model.catalogue import VolumeCatalogue
 from server.model.checked_cache import CheckedCache
 from server.model.digest_cache import cache_folder, cached_weights_digest
-from server.model.loader import load_base
+from server.model.loader import BaseModel, load_base
 from server.model.score import score
+from server.operate.model_checks import bytes_per_token
 from server.settings import Settings
 from server.types import AdapterHandle
 
@@ -36,35 +38,22 @@ KV_CACHE_CONTEXTS = 8
 LEAST_CACHE_TOKENS = 256
 
 
-def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callable[[], None]]:
-    """The engine, started, with its catalogue, and what looks at the adapters folder again.
+def load_here(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
+    """load() with all the cores and all the memory that this process may use."""
+    return load(settings, settings.threads or available_cores(), available_bytes())
 
-    threads: that compute. memory: bytes this process may use, for weights and KV cache. Raises StartupError.
+
+def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callable[[], None]]:
+    """The running engine with its catalogue, and what looks at the adapters folder again.
+
+    threads: that compute. memory: bytes this process may use, for weights, KV cache and adapters. Raises StartupError.
     """
     begun = time.perf_counter()
     base = load_base(settings.model, settings.max_context, settings.base_id)
     token_bytes = base.config.cache_bytes_per_token
 
     def budget(weight_bytes: int) -> int:
-        least = min(LEAST_CACHE_TOKENS, base.max_context) * token_bytes
-        if settings.kv_cache_gib is not None:
-            given = int(settings.kv_cache_gib * 2**30)
-            if given < least:
-                raise StartupError(
-                    f"--kv-cache-gib {settings.kv_cache_gib:g} holds {given // token_bytes} tokens of this model."
-                    f" Give it {least / 2**30:.3g} or more, or leave it out."
-                )
-            return given
-        enough = KV_CACHE_CONTEXTS * base.max_context * token_bytes
-        left = kv_cache_budget(memory, weight_bytes, enough)
-        if left < least:
-            raise StartupError(
-                f"This process may use {memory / 2**30:.2f} GiB of memory (its container's limit, if it has one). The"
-                f" weights take {weight_bytes / 2**30:.2f} GiB, which leaves too little for keys and values. Give it"
-                f" {(weight_bytes + RESERVED_BYTES + 2 * enough) / 2**30:.1f} GiB, or a smaller model; --kv-cache-gib"
-                " overrides this."
-            )
-        return left
+        return _enough_cache_bytes(settings, base, weight_bytes, memory)
 
     # Said now: reading the weights takes a while.
     budget(base.checkpoint.num_bytes)
@@ -114,7 +103,6 @@ def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callabl
         adapter_bytes = int(settings.adapter_memory_gib * 2**30)
     else:
         adapter_bytes = adapter_budget(memory, backend.weight_bytes)
-    cache = CheckedCache(cache_folder(os.environ), weights_digest, backend.kernel)
     catalogue = VolumeCatalogue(
         base,
         settings.adapters,
@@ -124,7 +112,7 @@ def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callabl
         memory=AdapterMemory(adapter_bytes, max_waiting=settings.max_waiting),
         packer=runner,
         score=probe,
-        cache=cache,
+        cache=CheckedCache(cache_folder(os.environ), weights_digest, backend.kernel),
         allow_unsigned=settings.allow_unsigned_adapters,
     )
     adapters = AdapterDesk(catalogue)
@@ -135,5 +123,47 @@ def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callabl
         time.perf_counter() - begun,
         ", ".join(info.id for info in catalogue.list()),
     )
-    info = {"kernel": backend.kernel, "weights": backend.weights}
-    return Loaded(engine, catalogue, info, adapters), adapters.refresh
+    info = {
+        "kernel": backend.kernel,
+        "weights": backend.weights,
+        "threads": str(threads),
+        "block_size": str(runner.block_size),
+        "max_running": str(settings.max_running),
+    }
+    sizes = {
+        "weight": backend.weight_bytes,
+        "step": bytes_per_token(base, backend.weight_bytes),
+        "memory_limit": memory,
+    }
+    return Loaded(engine, catalogue, info, adapters, sizes), adapters.refresh
+
+
+def cache_bytes(settings: Settings, base: BaseModel, weight_bytes: int, memory: int) -> int:
+    """Of keys and values: as set, or what `memory` bytes allow beside the weights. May be too few, or negative."""
+    if settings.kv_cache_gib is not None:
+        return int(settings.kv_cache_gib * 2**30)
+    return kv_cache_budget(memory, weight_bytes, _enough(base))
+
+
+def _enough(base: BaseModel) -> int:
+    return KV_CACHE_CONTEXTS * base.max_context * base.config.cache_bytes_per_token
+
+
+def _enough_cache_bytes(settings: Settings, base: BaseModel, weight_bytes: int, memory: int) -> int:
+    """The same. Raises StartupError if nothing useful could be computed with them."""
+    found = cache_bytes(settings, base, weight_bytes, memory)
+    token_bytes = base.config.cache_bytes_per_token
+    least = min(LEAST_CACHE_TOKENS, base.max_context) * token_bytes
+    if found >= least:
+        return found
+    if settings.kv_cache_gib is not None:
+        raise StartupError(
+            f"--kv-cache-gib {settings.kv_cache_gib:g} holds {found // token_bytes} tokens of this model."
+            f" Give it {least / 2**30:.3g} or more, or leave it out."
+        )
+    raise StartupError(
+        f"This process may use {memory / 2**30:.2f} GiB of memory (its container's limit, if it has one). The"
+        f" weights take {weight_bytes / 2**30:.2f} GiB, which leaves too little for keys and values. Give it"
+        f" {(weight_bytes + RESERVED_BYTES + 2 * _enough(base)) / 2**30:.1f} GiB, or a smaller model; --kv-cache-gib"
+        " overrides this."
+    )

@@ -15,6 +15,7 @@ class Settings(BaseSettings):
     """Serve a chat model and its LoRA adapters on a CPU, over OpenAI's chat completions API.
 
     Every flag is an environment variable too: --max-context is LORACHAT_MAX_CONTEXT. The flag wins.
+    `python -m server doctor …` checks the same settings instead, `python -m server bench …` measures the machine.
     """
 
     model_config = SettingsConfigDict(
@@ -151,6 +152,18 @@ class Settings(BaseSettings):
     )
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="how a line of log looks: text, or one JSON object"
+    )
+    log_content: bool = Field(
+        False, description="prompts and answers in the log and in traces; off, no text of a user is"
+    )
+    otel_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="OpenTelemetry collector that gets a trace of each request, over OTLP/HTTP, for example"
+        " http://127.0.0.1:4318; default: what the OTEL_EXPORTER_OTLP_* variables say, and without them none",
     )
 
     @field_validator("api_keys", "cors_origins", "trusted_hosts", mode="before")

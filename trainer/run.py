@@ -17,7 +17,15 @@ from trainer.auto_batch import pass_setting, with_smaller_passes
 from trainer.checkpoints import newest_sealed, remove_broken, step_of
 from trainer.config import Recipe
 from trainer.environment import hush_libraries, prepare_environment, versions
-from trainer.errors import ConfigError, Interrupted, RetryableError, TrainingError
+from trainer.errors import (
+    ConfigError,
+    DiskFull,
+    Interrupted,
+    OutOfMemory,
+    TrainerError,
+    TrainingError,
+)
+from trainer.full_disk import disk_full, is_full_disk
 from trainer.hub import commit_of
 from trainer.identity import check_identity, data_fingerprint, recipe_facts, text_fingerprint
 from trainer.outcome import Outcome, earlier_outcome, write_outcome
@@ -38,6 +46,7 @@ from trainer.request import RunRequest, check_request, needs_hub
 if TYPE_CHECKING:
     from trainer.backends.base import Backend, LoadedModel
     from trainer.dataset import PreparedData
+    from trainer.machine import MemoryMeter
     from trainer.template import ChatTemplate
 
 
@@ -56,7 +65,8 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult | No
 
     Writes OUTPUT/adapter, OUTPUT/report, OUTPUT/recipe.yaml and, last, OUTPUT/complete.json. None in all processes but
     the main one. Raises ConfigError or DataError before the first step; Interrupted after SIGTERM, with a checkpoint
-    saved; RetryableError if memory does not suffice; TrainingError if the losses are not numbers or publishing fails.
+    saved; OutOfMemory; DiskFull, with what was complete kept; TrainingError if the losses are not numbers or publishing
+    fails.
     """
     began, started = time.monotonic(), datetime.now(UTC)
     say = (reporter or Silent()) if is_main() else Silent()
@@ -66,7 +76,12 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult | No
             f"{request.output} holds a complete run already; choose another --output."
         )
     with output_lock(request.output):
-        return _locked_run(request, began, started, say)
+        try:
+            return _locked_run(request, began, started, say)
+        except Exception as error:
+            if isinstance(error, TrainerError) or not is_full_disk(error):
+                raise
+            raise disk_full(request.output) from error
 
 
 def _locked_run(
@@ -77,12 +92,15 @@ def _locked_run(
     import torch  # noqa: PLC0415 (after the environment is set)
 
     from trainer.backends.select import select_backend  # noqa: PLC0415
+    from trainer.expectation import expectation  # noqa: PLC0415
     from trainer.float_base import float_rows, on_float_base  # noqa: PLC0415
     from trainer.machine import MemoryMeter, free_memory, this_machine  # noqa: PLC0415
     from trainer.padding_free import padding_free_problem  # noqa: PLC0415
     from trainer.probe import peft_probe, probe_ids  # noqa: PLC0415
+    from trainer.trackers import check_trackers  # noqa: PLC0415
 
     recipe = with_smaller_passes(request.recipe, request.output)
+    check_trackers(recipe)
     machine = this_machine()
     backend = select_backend(recipe, machine)
     backend.activate()
@@ -118,14 +136,26 @@ def _locked_run(
                 "processes": str(process_count()),
             },
         )
+    expected = expectation(
+        recipe, loaded.model.config, data, machine, padding_free=loaded.padding_free
+    )
     memory.mark_start()
     stop_token_ids = template.stop_token_ids(loaded.model.generation_config.eos_token_id)
     try:
         judged = _train_and_judge(
-            recipe, machine, backend, loaded, template, data, stop_token_ids, request.output, say
+            recipe,
+            machine,
+            backend,
+            loaded,
+            template,
+            data,
+            stop_token_ids,
+            request.output,
+            memory,
+            say,
         )
     except torch.cuda.OutOfMemoryError as error:
-        raise RetryableError(
+        raise OutOfMemory(
             f"The memory of {machine.name} ({memory.read().total_gb:.0f} GB) does not suffice. Start again with "
             "--auto-batch, which makes the forward passes smaller and keeps the rows of a step, or lower "
             f"{pass_setting(recipe)} yourself; the run goes on from its last checkpoint."
@@ -195,6 +225,7 @@ def _locked_run(
         warnings=tuple(warnings),
         float_losses=float_losses,
         probe=probe,
+        expected=expected,
     )
     return _conclude(request, record, adapter, began, say)
 
@@ -208,6 +239,7 @@ def _train_and_judge(
     data: PreparedData,
     stop_token_ids: tuple[int, ...],
     output: Path,
+    memory: MemoryMeter,
     say: Reporter,
 ) -> tuple[Any, tuple[SourceLoss, ...], tuple[Any, ...], Any] | None:
     """None in all processes but the main one: their work is done with the last step."""
@@ -233,6 +265,7 @@ def _train_and_judge(
         data.epoch,
         checkpoints,
         lambda: total(meter.measure(curve)).mean,
+        memory,
         say.bar("Training", recipe.training.max_steps),
         say,
     )
@@ -334,6 +367,8 @@ def _conclude(
             published = published_already(adapter, record.name, request.adapters)
             published = published or publish(adapter, record, report, request.adapters)
         except PublishError as error:
+            if is_full_disk(error):
+                raise DiskFull(f"{error} The adapter is whole in {adapter}.") from error
             raise TrainingError(f"{error} The adapter is whole in {adapter}.") from error
         say.say(f"Published: {published}")
     write_outcome(

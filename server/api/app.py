@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from server.api import errors, openapi
 from server.api.guard import Guard
 from server.api.metrics import Metrics
+from server.api.observer import Observer, Reporter
 from server.api.policy import Policy
 from server.api.routes.admin import admin_router
 from server.api.routes.chat import chat_router
@@ -30,11 +31,17 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(
-    service: Service, policy: Policy | None = None, *, lifespan: Lifespan | None = None
+    service: Service,
+    policy: Policy | None = None,
+    *,
+    lifespan: Lifespan | None = None,
+    reporters: Sequence[Reporter] = (),
 ) -> FastAPI:
-    """policy: by default nobody is asked for a key."""
+    """policy: by default nobody is asked for a key. reporters: told of every request when it has ended."""
     app = create_routes(service, lifespan=lifespan)
     add_door(app, policy or Policy(), service.metrics)
+    # Added last, so it stands outside of all else.
+    app.add_middleware(Observer, reporters=(service.report, *reporters))
     return app
 
 

@@ -82,6 +82,7 @@ async def start_chat(
         new_constraint,
         lease,
     )
+    run.messages = messages
     writer = LogprobWriter(model.tokenizer)
     readers = [ChoiceReader(run.request, structure.new_parser, writer, num_top) for _ in range(n)]
     return ChatRun(run, readers)
@@ -120,14 +121,15 @@ def submit(
     quota = None if caller.key is None else caller.key.quota
     if quota is not None:
         quota.spend_tokens(len(request.prompt_ids))
-    service.metrics.submitted(request)
     deadline = None
     if caller.timeout_seconds is not None:
         spent = clock.submitted - clock.begun
         deadline = asyncio.get_running_loop().time() + caller.timeout_seconds - spent
-    return Run(
+    run = Run(
         service, generation, request, clock, constraints, lease, quota=quota, deadline=deadline
     )
+    service.metrics.submitted(run)
+    return run
 
 
 def check_caller(service: Service, caller: Caller, prompt_tokens: int) -> None:

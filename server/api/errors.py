@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from server.api.record import record_of
 from server.errors import (
     AuthenticationError,
     BodyTooLargeError,
@@ -106,15 +107,10 @@ def install(app: FastAPI, rejected: Callable[[str | None, int], None]) -> None:
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
         response = error_response(error)
-        rejected(describe(error)[1]["error"]["code"], response.status_code)
-        # By kind only: the sentence for the caller may quote the caller.
-        log.info(
-            "%s %r status=%d %s",
-            request.method,
-            request.url.path,
-            response.status_code,
-            type(error).__name__,
-        )
+        code = describe(error)[1]["error"]["code"]
+        rejected(code, response.status_code)
+        # By code and kind only: the sentence for the caller may quote the caller.
+        record_of(request).error = code or type(error).__name__
         return response
 
     async def framework(request: Request, error: Exception) -> JSONResponse:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from server.adapter_types import AdapterLease
@@ -22,12 +21,11 @@ from server.types import (
     Finished,
     FinishReason,
     GenerationRequest,
+    Message,
     ServedModel,
     Usage,
 )
 from server.version import VERSION
-
-log = logging.getLogger("lorachat.api")
 
 
 @dataclass(slots=True)
@@ -45,9 +43,10 @@ class Clock:
 class Run:
     """A generation and what is known of it so far. Taking an event observes it.
 
-    id: `chatcmpl-…` or the like. created: Unix seconds. constraints: made by the engine, one per choice.
-    lease: of the adapter's weights.
-    quota: what the answer's tokens are charged to. deadline: in the event loop's time; then the run fails.
+    id: `chatcmpl-…` or the like. created: Unix seconds. constraints: made by the engine, one per choice. lease: of the
+    adapter's weights. quota: what the answer's tokens are charged to. deadline: in the event loop's time; then the run
+    fails. messages: the conversation, where it is one. reasons, tokens_of_choice: by choice, of those that ended or
+    began.
     """
 
     service: Service
@@ -62,7 +61,15 @@ class Run:
     has_failed: bool = False
     quota: Quota | None = None
     deadline: float | None = None
+    messages: Sequence[Message] = ()
+    reasons: dict[int, str] = field(default_factory=dict)
+    tokens_of_choice: dict[int, int] = field(default_factory=dict)
+    _texts: dict[int, list[str]] = field(default_factory=dict)
     _is_closed: bool = False
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        return (self,)
 
     @property
     def id(self) -> str:
@@ -80,6 +87,25 @@ class Run:
     def usage(self) -> Usage:
         """So far; completion tokens are counted as they come."""
         return Usage(len(self.request.prompt_ids), self.completion_tokens, self.cached_tokens)
+
+    @property
+    def outcome(self) -> str:
+        """finished, failed, or cancelled: the caller left, or has not read the end yet."""
+        if self.has_failed:
+            return "failed"
+        return "finished" if self.generation.is_finished else "cancelled"
+
+    @property
+    def phase(self) -> str:
+        """How far it came: queue, prompt or decode."""
+        if self.generation.begun is None:
+            return "queue"
+        return "prompt" if self.clock.first_token is None else "decode"
+
+    @property
+    def answers(self) -> list[str]:
+        """The text of each choice so far; empty unless the service keeps content."""
+        return ["".join(parts) for _, parts in sorted(self._texts.items())]
 
     async def next_event(self) -> Event | None:
         """The next event; None after the last. Cancelling it loses nothing."""
@@ -110,10 +136,12 @@ class Run:
             yield event
 
     def _observe(self, event: Event) -> Event:
-        if isinstance(event, Delta):
+        if isinstance(event, Delta | Finished):
             self._count(event.index, len(event.token_ids))
-        elif isinstance(event, Finished):
-            self._count(event.index, len(event.token_ids))
+            if self.service.keeps_content:
+                self._texts.setdefault(event.index, []).append(event.text)
+        if isinstance(event, Finished):
+            self.reasons[event.index] = event.reason.value
             self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
             self.service.metrics.finished(event)
             if any(constraint.failure for constraint in self.constraints):
@@ -138,33 +166,17 @@ class Run:
         self.completion_tokens += num_tokens
         if self.quota is not None:
             self.quota.spend_tokens(num_tokens)
+        self.tokens_of_choice[index] = self.tokens_of_choice.get(index, 0) + num_tokens
 
     def close(self) -> None:
-        """Stop computing, count and log. Safe any number of times; the first one counts."""
+        """Stop computing and count. Safe any number of times; the first one counts."""
         self.generation.cancel()
         if self._is_closed:
             return
         self._is_closed = True
         if self.lease is not None:
             self.lease.release()
-        outcome = "finished" if self.generation.is_finished else "cancelled"
-        if self.has_failed:
-            outcome = "failed"
-        now, clock = time.perf_counter(), self.clock
-        self.service.metrics.ended(self.request, outcome, clock, self.usage)
-        first = clock.first_token
-        log.info(
-            "%s model=%s prompt_tokens=%d cached_tokens=%d completion_tokens=%d outcome=%s seconds=%.3f"
-            " first_token_seconds=%s",
-            self.id,
-            self.model,
-            len(self.request.prompt_ids),
-            self.cached_tokens,
-            self.completion_tokens,
-            outcome,
-            now - clock.begun,
-            f"{first - clock.begun:.3f}" if first is not None else "-",
-        )
+        self.service.metrics.ended(self)
 
     def timings(self) -> dict[str, float | int]:
         """Durations in llama-server's words: milliseconds, and tokens per second."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from server.adapter_types import AdapterLease, Adapters, AdapterStats
 from server.api.metrics import Metrics
@@ -16,35 +17,48 @@ from server.errors import NotServedError, UnavailableError
 from server.grammar.compiler import GrammarCompiler
 from server.types import Catalogue, EngineStats, ServedModel
 
+if TYPE_CHECKING:
+    from server.api.record import RequestRecord
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What loading gives. info: labels for lorachat_engine_info, such as kernel and weights.
 
     adapters: None where no model has any.
+    sizes: in bytes, of what does not change: `weight` and `memory_limit` become lorachat_…_bytes.
     """
 
     engine: Engine
     catalogue: Catalogue
     info: Mapping[str, str] | None = None
     adapters: Adapters | None = None
+    sizes: Mapping[str, int] | None = None
 
 
 class Service:
     """max_choices: the largest `n`. keepalive_seconds: silence in a stream before a comment is sent.
 
-    max_answer_tokens: the largest limit that a request may ask for; None: what the context holds.
+    max_answer_tokens: the largest limit that a request may ask for; None: what the context holds. keeps_content: runs
+    remember the text of their answers, for those who are asked to report it.
     """
 
     def __init__(
-        self, *, max_choices: int, keepalive_seconds: float, max_answer_tokens: int | None = None
+        self,
+        *,
+        max_choices: int,
+        keepalive_seconds: float,
+        max_answer_tokens: int | None = None,
+        keeps_content: bool = False,
     ) -> None:
         self.max_choices = max_choices
         self.keepalive_seconds = keepalive_seconds
         self.max_answer_tokens = max_answer_tokens
+        self.keeps_content = keeps_content
         self.is_draining = False
         self._info: dict[str, str] = {}
-        self.metrics = Metrics(self._stats, self._info)
+        self._sizes: dict[str, int] = {}
+        self.metrics = Metrics(self._stats, self._info, self._sizes, lambda: self.status == "ready")
         self.metrics.add_models(self._models)
         self.metrics.add_adapters(self._adapter_stats)
         self._loaded: Loaded | None = None
@@ -53,6 +67,7 @@ class Service:
 
     def set_loaded(self, loaded: Loaded) -> None:
         self._info.update(loaded.info or {})
+        self._sizes.update(loaded.sizes or {})
         self._grammars = GrammarCompiler(loaded.catalogue.vocab_size)
         self._loaded = loaded
 
@@ -109,6 +124,11 @@ class Service:
             return None
         lease: AdapterLease = await asyncio.wrap_future(adapters.acquire(model))
         return lease
+
+    def report(self, record: RequestRecord) -> None:
+        """Count a request that has ended, by its key."""
+        if record.operation is not None:
+            self.metrics.answered(record.key, record.status, record.runs)
 
     def default_max_tokens(self, prompt_tokens: int) -> int:
         """Without a limit of the caller's, an answer may fill what the prompt leaves, up to the operator's limit."""

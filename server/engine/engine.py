@@ -213,6 +213,7 @@ class Engine:
             num_dequeued = self._account()
             try:
                 self._step_begun = time.monotonic()
+                self._note_begun()
                 results = self._runner.step(batch)
                 check_results(batch, results)
             except Exception as error:
@@ -303,6 +304,14 @@ class Engine:
         for key, error in failed.items():
             log.error("an answer failed", exc_info=error.__cause__)
             self._fail(key, error)
+
+    def _note_begun(self) -> None:
+        """What goes before a request's first step is waiting, and is told apart from computing."""
+        now = time.perf_counter()
+        for key in self._scheduler.requests_in_step():
+            generation = self._generations[key]
+            if generation.begun is None:
+                generation.begun = now
 
     def _end_request(self, key: str, *, keep_tails: bool = True) -> Generation | None:
         """Take a request out, wherever it is. None if it had ended already."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -23,6 +22,7 @@ from server.api.keys import Key
 from server.api.service import Service
 from server.cores import available_cores
 from server.loading import load
+from server.log_format import set_up
 from server.memory import available_bytes
 from server.ray_serve.in_process import call, scope_of
 from server.ray_serve.meter import Meter
@@ -42,7 +42,7 @@ class EngineReplica:
     """
 
     def __init__(self, settings: RaySettings) -> None:
-        log_to_stderr(settings.log_level)
+        set_up(settings.log_format, settings.log_level)
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         # A stream ends when it is told to, and not because some uvicorn of this process was stopped.
@@ -119,12 +119,3 @@ def _caller(told: WireCaller, meter: Meter) -> Caller:
         # Its digest has done its work at the door.
         key = Key(told.key_name, b"", told.models, told.is_admin, meter)
     return Caller(told.request_id, key, told.administration, told.timeout_seconds)
-
-
-def log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -29,7 +29,7 @@ from server.api.caller import Caller, caller_of
 from server.api.metrics import Metrics
 from server.door import policy_of, watch_keys
 from server.errors import OverloadedError, ServerError, UnavailableError
-from server.ray_serve.engine_replica import log_to_stderr
+from server.log_format import set_up
 from server.ray_serve.exposition import merged
 from server.ray_serve.relay import Relay
 from server.ray_serve.session import session_of
@@ -56,7 +56,7 @@ class Gateway:
     """engines: Ray Serve's handle to the engines; it queues, routes and notices the dead."""
 
     def __init__(self, engines: DeploymentHandle, settings: RaySettings) -> None:
-        log_to_stderr(settings.log_level)
+        set_up(settings.log_format, settings.log_level)
         self._engines = engines
         self._policy, key_file = policy_of(settings)
         if key_file is not None:
@@ -64,7 +64,7 @@ class Gateway:
                 target=watch_keys, args=(key_file, threading.Event()), daemon=True
             ).start()
         self._name: str = serve.get_replica_context().replica_id.unique_id
-        self._metrics = Metrics(lambda: None, {"kernel": "gateway"})
+        self._metrics = Metrics(lambda: None, {"kernel": "gateway"}, {}, lambda: True)
         self._registry = CollectorRegistry()
         self._waiting = Gauge(
             "vllm:num_requests_waiting", "Sequences that wait.", registry=self._registry

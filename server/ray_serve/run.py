@@ -12,8 +12,8 @@ from ray import serve
 
 from server.cores import available_cores
 from server.door import policy_of
+from server.log_format import set_up
 from server.ray_serve.app import NAME, application
-from server.ray_serve.engine_replica import log_to_stderr
 from server.ray_serve.settings import RaySettings
 
 log = logging.getLogger("lorachat")
@@ -24,7 +24,7 @@ def run(settings: RaySettings) -> int:
 
     Raises StartupError for settings that cannot be secure.
     """
-    log_to_stderr(settings.log_level)
+    set_up(settings.log_format, settings.log_level)
     stop = threading.Event()
     settings = with_threads(settings, available_cores())
     # Here once for its errors and warnings; the gateway makes its own.

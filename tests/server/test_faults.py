@@ -13,8 +13,6 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from server import __main__ as main
-from server import memory
 from server.api.app import create_app
 from server.api.keys import Keyring, environment_keys
 from server.api.policy import Policy
@@ -23,6 +21,7 @@ from server.engine import engine as engine_module
 from server.engine.engine import Engine
 from server.engine.scheduler import Limits
 from server.errors import StartupError
+from server.loading import load
 from server.settings import Settings
 from server.step import Batch
 from server.types import Catalogue
@@ -149,12 +148,11 @@ def test_keys_share_no_prefix_whatever_they_send() -> None:
 
 @pytest.mark.parametrize("given", [None, 0.000001])
 def test_a_budget_too_small_to_start_is_a_sentence_that_says_how_much_it_takes(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, given: float | None
+    tiny_model: Path, given: float | None
 ) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 100 * 2**20)
     settings = Settings(model=str(tiny_model), kv_cache_gib=given, adapters=None)
     with pytest.raises(StartupError) as refusal:
-        main._load(settings)
+        load(settings, 1, 100 * 2**20)
     words = "--kv-cache-gib 1e-06 holds" if given else "This process may use 0.10 GiB of memory"
     assert words in str(refusal.value)
     assert "Give it" in str(refusal.value)

@@ -15,7 +15,9 @@ from server.api import keys as keys_module
 from server.api.key_file import MAX_BYTES, KeyFile
 from server.api.keys import Keyring, digest_of, environment_keys, new_key
 from server.api.new_key import make_key
+from server.api.request_log import RequestLog
 from server.errors import KeyFileError
+from server.log_format import FORMATTERS
 from server.types import ModelInfo
 from tests.conftest import ROOT
 from tests.server.api_fakes import FakeCatalogue, FakeModel
@@ -257,7 +259,7 @@ def test_no_key_is_ever_in_a_log_an_error_or_a_metric(
     path.write_text(entry("sailor", from_file, "requests_per_minute = 2"))
     keyring = Keyring(environment_keys([right], chief), KeyFile(path).keys)
     said = []
-    with running(keyring=keyring) as server:
+    with running(keyring=keyring, reporters=[RequestLog(with_content=True)]) as server:
         for key in (right, wrong, from_file, chief):
             for headers in (bearer(key), {"x-api-key": key}, {"authorization": f"Basic {key}"}):
                 requests: list[dict[str, Any]] = [
@@ -274,7 +276,12 @@ def test_no_key_is_ever_in_a_log_an_error_or_a_metric(
                 said.append(server.http.get("/v1/models/nothing", headers=headers))
         metrics = server.http.get("/metrics", headers=bearer(right)).text
     assert {200, 400, 401, 403, 404, 429} >= {r.status_code for r in said} >= {200, 401, 429}
-    ours = [r.getMessage() for r in caplog.records if r.name.startswith(("lorachat", "uvicorn"))]
+    ours = [
+        FORMATTERS[kind]().format(record)
+        for record in caplog.records
+        if record.name.startswith(("lorachat", "uvicorn"))
+        for kind in FORMATTERS
+    ]
     assert any("outcome=finished" in line for line in ours), "the log was on"
     everything = "\n".join([metrics, *ours, *(r.text + str(r.headers) for r in said)])
     for key in (right, wrong, from_file, chief):

@@ -19,7 +19,9 @@ def samples(page: bytes) -> dict[tuple[str, str, str], float]:
 
 
 def page_of(generation_tokens: int) -> str:
-    metrics = Metrics(lambda: EngineStats(generation_tokens=generation_tokens), {"kernel": "x"})
+    metrics = Metrics(
+        lambda: EngineStats(generation_tokens=generation_tokens), {"kernel": "x"}, {}, lambda: True
+    )
     metrics.inter_token.observe(0.002)
     metrics.rejected("server_overloaded", 429)
     return metrics.exposition().decode()
