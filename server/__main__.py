@@ -86,6 +86,8 @@ def _serve_with_ray(arguments: list[str]) -> int:
     settings = _read_settings(RaySettings, arguments)
     # Before Ray is imported. It reports usage to its makers unless told not to; here nothing leaves the machine.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Else lines of two engines that look alike are shown once.
+    os.environ["RAY_DEDUP_LOGS"] = "0"
     if settings.ray_address is None:
         # Its ports listen on the machine's address, whatever --host says: who comes without its token is refused.
         os.environ.setdefault("RAY_AUTH_MODE", "token")

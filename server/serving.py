@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,21 +16,14 @@ from sse_starlette.sse import AppStatus
 from server.api.app import create_app
 from server.api.connection import connection_class
 from server.api.drain import AdminAddress, DrainingServer
-from server.api.observer import Reporter
 from server.api.policy import MAX_HEAD_BYTES
-from server.api.request_log import RequestLog
 from server.api.service import Service
 from server.door import policy_of, watch_keys
 from server.errors import StartupError
+from server.reporters import reporters_of
 from server.settings import Settings
 
-if TYPE_CHECKING:
-    from server.api.tracing import Tracing
-
 log = logging.getLogger("lorachat")
-
-# Either of them asks for traces, as in every program with OpenTelemetry.
-OTEL_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def serve(settings: Settings) -> int:
@@ -47,10 +38,7 @@ def serve(settings: Settings) -> int:
         max_answer_tokens=settings.max_answer_tokens,
         keeps_content=settings.log_content,
     )
-    reporters: list[Reporter] = [RequestLog(with_content=settings.log_content)]
-    tracing = _tracing(settings)
-    if tracing is not None:
-        reporters.append(tracing)
+    reporters, tracing = reporters_of(settings)
     stopping = threading.Event()
 
     @asynccontextmanager
@@ -107,28 +95,6 @@ def serve(settings: Settings) -> int:
     if tracing is not None:
         tracing.close()
     return 1 if service.failure is not None or server.has_failed else 0
-
-
-def _tracing(settings: Settings) -> Tracing | None:
-    """Where traces are asked for, by the setting or by OpenTelemetry's own variables."""
-    by_variable = any(os.environ.get(name) for name in OTEL_VARIABLES)
-    if settings.otel_endpoint is None and not by_variable:
-        return None
-    try:
-        from server.api.tracing import Tracing, otlp_exporter
-    except ImportError as error:
-        missing = (
-            f"traces need packages that are not installed ({error.name}):"
-            " pip install -r requirements/otel.txt -c requirements/constraints-cpu.txt"
-        )
-        if settings.otel_endpoint is not None:
-            raise StartupError(
-                f"{missing}, or leave out --otel-endpoint (or LORACHAT_OTEL_ENDPOINT)."
-            ) from None
-        # A cluster may set these for every program in it.
-        log.warning("no traces are sent, although OTEL_EXPORTER_OTLP_… is set: %s", missing)
-        return None
-    return Tracing(otlp_exporter(settings.otel_endpoint), with_content=settings.log_content)
 
 
 def _load_and_watch(

@@ -14,11 +14,13 @@ from contextlib import aclosing
 
 from ray import serve
 from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.app import create_routes
 from server.api.caller import STATE, Caller
 from server.api.guard import handler_of
 from server.api.keys import Key
+from server.api.observer import Observer
 from server.api.service import Service
 from server.cores import available_cores
 from server.loading import load
@@ -28,6 +30,7 @@ from server.ray_serve.in_process import call, scope_of
 from server.ray_serve.meter import Meter
 from server.ray_serve.settings import RaySettings
 from server.ray_serve.wire import Head, Spent, Taken, WholeAnswer, WireCaller, WireRequest
+from server.reporters import reporters_of
 
 log = logging.getLogger("lorachat")
 
@@ -56,9 +59,13 @@ class EngineReplica:
             max_choices=min(settings.max_choices, settings.max_running + settings.max_waiting),
             keepalive_seconds=settings.keepalive_seconds,
             max_answer_tokens=settings.max_answer_tokens,
+            keeps_content=settings.log_content,
         )
+        reporters, self._tracing = reporters_of(settings)
         # Without a door: the gateway's is before all engines, and nobody reaches an engine but through it.
-        self._app = create_routes(self._service)
+        self._app = Observer(
+            _Named(create_routes(self._service)), (self._service.report, *reporters)
+        )
         self._service.set_loaded(loaded)
         self._stopping = threading.Event()
         threading.Thread(
@@ -107,10 +114,29 @@ class EngineReplica:
         if stopping is not None:
             stopping.set()
             self._service.engine.stop()
+            if self._tracing is not None:
+                self._tracing.close()
 
     def _watch(self, refresh: Callable[[], None], seconds: float) -> None:
         while not self._stopping.wait(seconds):
             refresh()
+
+
+class _Named:
+    """Answers with the request's id, as the door has named it: whoever reports the request reads it there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope[STATE].request_id.encode()
+
+        async def named_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
+            await send(message)
+
+        await self._app(scope, receive, named_send)
 
 
 def _caller(told: WireCaller, meter: Meter) -> Caller:

@@ -27,17 +27,22 @@ from server.api.admin_access import is_on_admin_port
 from server.api.app import add_door
 from server.api.caller import Caller, caller_of
 from server.api.metrics import Metrics
+from server.api.observer import Observer
+from server.api.record import RequestRecord
+from server.api.request_log import RequestLog
 from server.door import policy_of, watch_keys
 from server.errors import OverloadedError, ServerError, UnavailableError
 from server.log_format import set_up
 from server.ray_serve.exposition import merged
-from server.ray_serve.relay import Relay
+from server.ray_serve.relay import Relay, cancel
 from server.ray_serve.session import session_of
 from server.ray_serve.settings import RaySettings
 from server.ray_serve.wire import Head, Spent, Taken, WholeAnswer, WireCaller, WireRequest
 
 log = logging.getLogger("lorachat.gateway")
 
+# In a request's scope when an engine has it.
+FORWARDED = "lorachat.forwarded"
 # A request to every engine, for what is asked of a server and not of a model.
 ASK_ALL_SECONDS = 5.0
 # An adapter may have to be read from a slow disk and checked.
@@ -64,6 +69,7 @@ class Gateway:
                 target=watch_keys, args=(key_file, threading.Event()), daemon=True
             ).start()
         self._name: str = serve.get_replica_context().replica_id.unique_id
+        self._log = RequestLog()
         self._metrics = Metrics(lambda: None, {"kernel": "gateway"}, {}, lambda: True)
         self._registry = CollectorRegistry()
         self._waiting = Gauge(
@@ -79,7 +85,16 @@ class Gateway:
         app.add_api_route("/{path:path}", self._ask_all, methods=["GET", "HEAD"])
         app.add_api_route("/{path:path}", self._forward, methods=["POST", "PUT", "PATCH", "DELETE"])
         add_door(app, self._policy, self._metrics)
+        app.add_middleware(Observer, reporters=[self._report])
         return _Unnamed(app)
+
+    def _report(self, record: RequestRecord) -> None:
+        """What an engine has had, the engine tells of; what was refused before, nobody else does."""
+        if FORWARDED in record.scope:
+            return
+        self._log(record)
+        if record.operation is not None:
+            self._metrics.answered(record.key, record.status, ())
 
     async def _health(self) -> Response:
         """Live: what Ray Serve starts again when it is not. Whether there is an engine, /ready tells."""
@@ -100,6 +115,7 @@ class Gateway:
             try:
                 async with asyncio.timeout(caller.timeout_seconds):
                     taken = await anext(pieces)
+                    request.scope[FORWARDED] = taken
             finally:
                 self._waiting.dec()
             assert isinstance(taken, Taken)
@@ -107,7 +123,7 @@ class Gateway:
                 spend(head.num_tokens)
             assert isinstance(head, Head)
         except BaseException as error:
-            pieces.cancel()
+            cancel(pieces)
             told = _ours(error)
             if told is error:
                 raise

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from fastapi import Response
@@ -55,9 +56,10 @@ class Relay(Response):
                 passing.result()
         finally:
             # However this is left: what the engine holds for the answer is freed.
+            cancel(self._pieces)
             passing.cancel()
             gone.cancel()
-            self._pieces.cancel()
+            await asyncio.gather(passing, gone, return_exceptions=True)
 
     async def _pass(self, send: Send) -> None:
         await send(
@@ -80,6 +82,12 @@ class Relay(Response):
             event = f"data: {json.dumps(self._describe(error))}\n\ndata: [DONE]\n\n"
             await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def cancel(pieces: Pieces) -> None:
+    """Ray Serve's cancel waits for the request to be placed, and raises what kept it from being placed."""
+    with suppress(Exception):
+        pieces.cancel()
 
 
 async def _disconnect(receive: Receive) -> None:

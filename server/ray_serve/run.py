@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import sys
 import threading
+from io import TextIOWrapper
 
 import ray
 from ray import serve
@@ -25,6 +27,9 @@ def run(settings: RaySettings) -> int:
     Raises StartupError for settings that cannot be secure.
     """
     set_up(settings.log_format, settings.log_level)
+    # Ray prints the engines' lines there: where it is no terminal they would wait for a full buffer.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     stop = threading.Event()
     settings = with_threads(settings, available_cores())
     # Here once for its errors and warnings; the gateway makes its own.

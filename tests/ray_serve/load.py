@@ -45,11 +45,14 @@ class Stream:
 class Load:
     """Streams in threads. Leaving the block waits for all of them."""
 
-    def __init__(self, cluster: Cluster, bodies: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, cluster: Cluster, bodies: list[dict[str, Any]], sessions: list[str] | None = None
+    ) -> None:
         self.streams = [Stream() for _ in bodies]
+        named = sessions or [""] * len(bodies)
         self._threads = [
-            threading.Thread(target=_run, args=(cluster, body, stream))
-            for body, stream in zip(bodies, self.streams, strict=True)
+            threading.Thread(target=_run, args=(cluster, body, session, stream))
+            for body, session, stream in zip(bodies, named, self.streams, strict=True)
         ]
 
     def __enter__(self) -> Load:
@@ -66,9 +69,9 @@ class Load:
         return all(len(stream.events) > 3 for stream in self.streams)
 
 
-def _run(cluster: Cluster, body: dict[str, Any], stream: Stream) -> None:
+def _run(cluster: Cluster, body: dict[str, Any], session: str, stream: Stream) -> None:
     url = f"{cluster.url}/v1/chat/completions"
-    headers = {"x-api-key": KEY}
+    headers = {"x-api-key": KEY, **({"x-session-id": session} if session else {})}
     try:
         with httpx.stream(
             "POST", url, json={**body, "stream": True}, headers=headers, timeout=120

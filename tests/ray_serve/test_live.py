@@ -152,9 +152,21 @@ def test_a_keys_quota_is_for_all_engines_together(cluster: Cluster) -> None:
     assert [model["id"] for model in models["data"]] == ["base"]
 
 
-def test_the_request_is_named_once(cluster: Cluster) -> None:
+def test_a_request_is_named_once_and_told_of_once(cluster: Cluster) -> None:
     answer = cluster.post(CHAT, chat("Hi.", max_tokens=1), **{"x-request-id": "mine-1"})
     assert answer.headers.get_list("x-request-id") == ["mine-1"]
+    # And told of once, by the engine that had it; what was refused at the door, by the door.
+    cluster.post(CHAT, chat("Hi."), **{"x-request-id": "mine-2", "x-api-key": "wrong"})
+
+    def told(name: str) -> list[str]:
+        lines = cluster.log.read_text().splitlines()
+        return [line for line in lines if f"request_id={name}" in line]
+
+    until(lambda: bool(told("mine-1") and told("mine-2")), 10, "they are not in the log")
+    assert len(told("mine-1")) == len(told("mine-2")) == 1
+    assert "completion_tokens=1" in told("mine-1")[0]
+    assert "Engine" in told("mine-1")[0]
+    assert "Gateway" in told("mine-2")[0]
 
 
 def test_a_published_adapter_is_offered_when_all_engines_have_it(
@@ -251,9 +263,12 @@ def test_an_engine_that_hangs_silences_nobody_but_itself(cluster: Cluster) -> No
 
 def test_a_killed_engine_fails_its_own_streams_cleanly_and_is_replaced(cluster: Cluster) -> None:
     before = cluster.engines
-    # More than one engine takes, so both have some.
-    bodies = [chat(f"Story number {n}.", max_tokens=400, ignore_eos=True) for n in range(MAX_RUNNING + 2)]  # fmt: skip
-    with Load(cluster, bodies) as load:
+    # One session of each engine, two streams in each: all of them are being written when the engine dies.
+    answers = from_all(cluster, chat("Hello.", max_tokens=1))
+    of_engine = {answer.headers[REPLICA]: f"session-{n}" for n, answer in enumerate(answers)}
+    sessions = [session for session in of_engine.values() for _ in range(2)]
+    bodies = [chat(f"Story {n}.", max_tokens=400, ignore_eos=True) for n in range(len(sessions))]
+    with Load(cluster, bodies, sessions) as load:
         until(lambda: load.have_begun, 60, "not all streams have begun")
         assert {stream.replica for stream in load.streams} == before
         os.kill(cluster.engine_pids()[0], signal.SIGKILL)

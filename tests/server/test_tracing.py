@@ -229,9 +229,9 @@ def test_without_the_packages_it_says_what_to_install(by_variable: bool) -> None
         "import sys\n"
         "sys.modules['opentelemetry.sdk.resources'] = None\n"
         "from server.errors import StartupError\n"
-        "from server.serving import _tracing\n"
+        "from server.reporters import tracing_of\n"
         "from server.settings import Settings\n"
-        "try: print(_tracing(Settings(model='m', otel_endpoint=None if sys.argv[1:] else 'http://x')))\n"
+        "try: print(tracing_of(Settings(model='m', otel_endpoint=None if sys.argv[1:] else 'http://x')))\n"
         "except StartupError as error: sys.exit(str(error))"
     )
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"} if by_variable else {}
