@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tests.conftest import ROOT
-from trainer.__main__ import _parser
+from trainer.arguments import parser
 from trainer.errors import ConfigError, DataError
 from trainer.recipe_file import load_recipe
 
@@ -20,7 +20,7 @@ def documents(name: str) -> list[Any]:
 
 
 def check(arguments: list[str]) -> Any:
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     load_recipe(options.recipe, options.set)
     assert str(options.output).startswith("/volume/")
     assert str(options.adapters).startswith("/volume/")
