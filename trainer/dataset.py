@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from trainer.config import DataConfig
@@ -25,6 +26,7 @@ from trainer.template import ChatTemplate, Encoded
 
 MASKED_SAMPLES = 3
 # What decides what comes of the rows: a change in it makes what was kept stale.
+LIBRARIES = ("jinja2", "tokenizers", "transformers")
 CODE = ("conversation.py", "dataset.py", "dedup.py", "split.py", "template.py")
 
 
@@ -155,7 +157,7 @@ def _sorted_rows(
 def _key(
     chosen: Sequence[ChosenRows], config: DataConfig, template: ChatTemplate, max_tokens: int
 ) -> str:
-    """sha256 over everything that decides what comes of the rows: they, the recipe, the tokenizer, and this code."""
+    """sha256 over everything that decides what comes of the rows: they, the recipe, the tokenizer, and the code."""
     digest = hashlib.sha256()
     parts = [
         json.dumps([[rows.fingerprint, rows.config.model_dump(mode="json")] for rows in chosen]),
@@ -164,6 +166,7 @@ def _key(
         template.text,
         template.tokenizer.backend_tokenizer.to_str(),
         json.dumps(template.tokenizer.special_tokens_map, default=str, sort_keys=True),
+        *(f"{library} {version(library)}" for library in LIBRARIES),
         *(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in CODE),
     ]
     for part in parts:

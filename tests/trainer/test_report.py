@@ -314,5 +314,10 @@ def test_the_plan_stands_beside_what_happened(tmp_path: Path) -> None:
 
     unknown = Expectation(steps=40, tokens=0)
     rows = {row.label: row for row in compare_with_plan(run_record(expected=unknown))}
+    assert "memory of a step, held by tensors" in rows  # measured, though not planned
+    unmeasured = run_record(expected=unknown, history=())
+    assert "memory of a step, held by tensors" not in {
+        r.label for r in compare_with_plan(unmeasured)
+    }
     assert (rows["time of the steps"].planned, rows["real tokens"].change) == ("–", "–")
     assert compare_with_plan(run_record(expected=None)) == ()

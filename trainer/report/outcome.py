@@ -28,7 +28,7 @@ def compare_with_plan(record: RunRecord) -> tuple[Compared, ...]:
     # All steps, also those of an earlier start of a run that was resumed.
     allocated = max(series(record.history, "allocated_gb")[1], default=None)
     card = f" on one {plan.card}" if plan.card else ""
-    return (
+    rows = (
         _row("steps", plan.steps, record.steps, count),
         _row("real tokens", plan.tokens, record.train_tokens_seen, count),
         _row(f"time of the steps{card}", plan.train_seconds, record.train_seconds, duration),
@@ -37,6 +37,7 @@ def compare_with_plan(record: RunRecord) -> tuple[Compared, ...]:
             "peak memory, evaluations included", plan.peak_gb, record.memory.peak_reserved_gb, _gb
         ),
     )
+    return tuple(row for row in rows if row.planned != "–" or row.happened != "–")
 
 
 def _row(

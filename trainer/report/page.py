@@ -111,7 +111,10 @@ def _describe_range(label: str, history: Sequence[HistoryPoint], field: str) -> 
     steps, values = series(history, field)
     if not steps:
         return f"No {label} was logged."
-    return f"The {label} is between {min(values):,.3g} and {max(values):,.3g}."
+    low, high = (
+        f"{end:,.0f}" if end >= 1000 else f"{end:.3g}" for end in (min(values), max(values))
+    )
+    return f"The {label} is between {low} and {high}."
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -96,7 +96,7 @@ def draw_memory(history: Sequence[HistoryPoint], palette: Palette) -> bytes:
             marker=_marker(allocated),
             label="allocated",
         )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.25 * max([*held[1], *allocated[1]], default=1.0))  # room for the legend
     _finish(axes, palette, steps=held[0], legend=True)
     return _png(figure)
 
