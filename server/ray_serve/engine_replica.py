@@ -63,9 +63,8 @@ class EngineReplica:
         )
         reporters, self._tracing = reporters_of(settings)
         # Without a door: the gateway's is before all engines, and nobody reaches an engine but through it.
-        self._app = Observer(
-            _Named(create_routes(self._service)), (self._service.report, *reporters)
-        )
+        self._unobserved = _Named(create_routes(self._service))
+        self._app = Observer(self._unobserved, (self._service.report, *reporters))
         self._service.set_loaded(loaded)
         self._stopping = threading.Event()
         threading.Thread(
@@ -76,7 +75,7 @@ class EngineReplica:
         """The answer as it comes. Cancelled by Ray when the caller leaves, which frees what the answer held."""
         yield Taken(self._name)
         meter = Meter(request.caller.tokens_per_minute, request.caller.tokens_left)
-        async for piece in self._answer(request, meter):
+        async for piece in self._answer(self._app, request, meter):
             # The prompt's before the head, which tells what is left; the answer's now and then.
             if meter.unsaid >= SPENT_AT_ONCE or (meter.unsaid and isinstance(piece, Head)):
                 yield Spent(meter.take_unsaid())
@@ -85,19 +84,21 @@ class EngineReplica:
             yield Spent(meter.take_unsaid())
 
     async def whole(self, request: WireRequest) -> WholeAnswer:
-        """The answer at once: for the small questions that go to every engine."""
+        """The answer at once: for the small questions that go to every engine, and of which the gateway tells."""
         head, body = Head(500, ()), b""
-        async for piece in self._answer(request, Meter(None, 0)):
+        async for piece in self._answer(self._unobserved, request, Meter(None, 0)):
             if isinstance(piece, Head):
                 head = piece
             else:
                 body += piece
         return WholeAnswer(self._name, head, body)
 
-    async def _answer(self, request: WireRequest, meter: Meter) -> AsyncIterator[Head | bytes]:
+    async def _answer(
+        self, app: ASGIApp, request: WireRequest, meter: Meter
+    ) -> AsyncIterator[Head | bytes]:
         scope = scope_of(request)
         scope[STATE] = _caller(request.caller, meter)
-        async with aclosing(call(self._app, scope, request.body)) as pieces:
+        async with aclosing(call(app, scope, request.body)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Head):
                     self._service.metrics.responded(request.method, handler_of(scope), piece.status)

@@ -89,7 +89,7 @@ class Gateway:
         return _Unnamed(app)
 
     def _report(self, record: RequestRecord) -> None:
-        """What an engine has had, the engine tells of; what was refused before, nobody else does."""
+        """Of a request that an engine has taken, the engine tells; of all others the gateway, once for all engines."""
         if FORWARDED in record.scope:
             return
         self._log(record)
@@ -125,6 +125,9 @@ class Gateway:
         except BaseException as error:
             cancel(pieces)
             told = _ours(error)
+            if isinstance(told, ServerError):
+                # The engine can no longer tell of it.
+                request.scope.pop(FORWARDED, None)
             if told is error:
                 raise
             raise told from error

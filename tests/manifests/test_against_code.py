@@ -20,7 +20,7 @@ from server.types import EngineStats
 from tests.conftest import ROOT
 from tests.containers.files import Dockerfile, read_dockerfile, read_pins
 from tests.manifests.built import KUBERNETES, OVERLAYS, Pod, build, of_kind, pods
-from trainer.__main__ import _parser
+from trainer.arguments import parser
 
 IMAGES = {
     "lorachat/server": ("Dockerfile.serve", "server"),
@@ -111,7 +111,7 @@ def test_the_trainer_writes_where_the_server_reads() -> None:
     documents = build("base")
     (job,) = (pod for pod in pods(documents) if pod.owner == "Job/lorachat-train")
     (server,) = (pod for pod in pods(documents) if name_of(pod) == "lorachat/server")
-    options = _parser().parse_args(job.container["args"])
+    options = parser().parse_args(job.container["args"])
     assert options.adapters == Path("/volume") / server.mounts["/adapters"]["subPath"]
     assert job.env["HF_HOME"] == f"/volume/{server.mounts['/models']['subPath']}"
     # Applying the base must not rent a GPU.

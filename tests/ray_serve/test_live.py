@@ -158,12 +158,15 @@ def test_a_request_is_named_once_and_told_of_once(cluster: Cluster) -> None:
     # And told of once, by the engine that had it; what was refused at the door, by the door.
     cluster.post(CHAT, chat("Hi."), **{"x-request-id": "mine-2", "x-api-key": "wrong"})
 
+    httpx.get(f"{cluster.url}/version", headers={"x-api-key": KEY, "x-request-id": "mine-3"})
+
     def told(name: str) -> list[str]:
         lines = cluster.log.read_text().splitlines()
         return [line for line in lines if f"request_id={name}" in line]
 
-    until(lambda: bool(told("mine-1") and told("mine-2")), 10, "they are not in the log")
-    assert len(told("mine-1")) == len(told("mine-2")) == 1
+    names = ["mine-1", "mine-2", "mine-3"]
+    until(lambda: all(map(told, names)), 10, "they are not in the log")
+    assert [len(told(name)) for name in names] == [1, 1, 1]
     assert "completion_tokens=1" in told("mine-1")[0]
     assert "Engine" in told("mine-1")[0]
     assert "Gateway" in told("mine-2")[0]
