@@ -67,11 +67,14 @@ def _locked_run(
 ) -> RunResult | None:
     prepare_environment(needs_hub=needs_hub(request.recipe))
 
-    import torch  # noqa: PLC0415 (after the environment is set)
-
     from trainer.backends.select import select_backend  # noqa: PLC0415
     from trainer.float_base import float_base_losses, float_rows  # noqa: PLC0415
-    from trainer.machine import MemoryMeter, free_memory, this_machine  # noqa: PLC0415
+    from trainer.machine import (  # noqa: PLC0415
+        MemoryMeter,
+        free_memory,
+        lacks_memory,
+        this_machine,
+    )
     from trainer.padding_free import padding_free_problem  # noqa: PLC0415
 
     recipe = with_smaller_passes(request.recipe, request.output)
@@ -95,7 +98,15 @@ def _locked_run(
     template, data = prepare_data(recipe, say)
     warnings += data.warnings
     say.say(f"Loading the base model ({backend.name} on {machine.name})")
-    loaded = backend.load(recipe, machine)
+    try:
+        loaded = backend.load(recipe, machine)
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise ConfigError(
+            f"The base model does not fit into what is free of the {memory.read().total_gb:.0f} GB of {machine.name}. "
+            "End what else holds memory there (nvidia-smi shows it), set model.load_in_4bit=true, or take a larger GPU."
+        ) from error
     base = _base(recipe, loaded)  # before the training: what it finds wrong must not cost a run
     if is_main():
         check_identity(
@@ -116,7 +127,9 @@ def _locked_run(
         judged = _train_and_judge(
             recipe, machine, backend, loaded, template, data, stop_token_ids, request.output, say
         )
-    except torch.cuda.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
         raise RetryableError(
             f"The memory of {machine.name} ({memory.read().total_gb:.0f} GB) does not suffice. Start again with "
             "--auto-batch, which makes the forward passes smaller and keeps the rows of a step, or lower "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 from trl import SFTTrainer
 
+from trainer.machine import lacks_memory
 from trainer.packed.attention import packed_attention
 from trainer.packed.graphs import GraphedStep
 from trainer.packed.head import head_loss
@@ -95,10 +96,9 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             return self._run_pass(rows, factor)
         try:
             return self._graphs(rows, factor)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            if self._graphs.shapes:  # it has worked before: this is something else
+            # Where it has worked before, this is something else.
+            if lacks_memory(error) or self._graphs.shapes:
                 raise
             self._graphs = None
             self._reporter.warn(
