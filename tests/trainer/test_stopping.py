@@ -62,6 +62,19 @@ def test_passes_are_halved_with_the_rows_of_a_step_unchanged(
         halve_passes(recipe, tmp_path)
 
 
+def test_what_an_earlier_halving_found_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_model, tmp_path, training={"padding_free": "always"})
+    seen = []
+    for _ in range(4):
+        halve_passes(recipe, tmp_path)
+        training = with_smaller_passes(recipe, tmp_path).training
+        assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 4
+        seen.append((training.max_pass_tokens, training.per_device_train_batch_size))
+    assert seen == [(4096, 2), (2048, 1), (1024, 1), (512, 1)]
+    with pytest.raises(ConfigError, match=r"lower model\.max_seq_length"):
+        halve_passes(recipe, tmp_path)
+
+
 # A machine whose memory holds two rows at a time. What the second error hides is how a failed recording of a CUDA graph
 # looks.
 SMALL_MACHINE = """
