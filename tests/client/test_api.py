@@ -350,7 +350,7 @@ def test_an_operator_is_told_how_versions_fare_and_others_are_not():
         async with ChatClient(server.url) as client:
             return await client.standings()
 
-    with running(SCRIPTS) as server:
+    with running(FakeServer(SCRIPTS)) as server:
         assert asyncio.run(ask(server)) is None
         server.standings = [
             {"id": "s@1", "state": "refused", "reason": "damaged"},
