@@ -105,8 +105,9 @@ class LossMeter:
             positions,
         )
         sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
-        for chunk in torch.arange(len(positions)).split(max(FLOAT_POSITIONS // len(rows), 1)):
-            part = slice(int(chunk[0]), int(chunk[-1]) + 1)
+        size = max(FLOAT_POSITIONS // len(rows), 1)
+        for start in range(0, len(positions), size):
+            part = slice(start, start + size)
             losses = functional.cross_entropy(
                 logits[:, part].float().transpose(1, 2),
                 labels[:, positions[part]],
