@@ -225,7 +225,7 @@ def test_the_server_is_scaled_on_a_metric_that_it_has() -> None:
     target = scaler["spec"]["scaleTargetRef"]
     assert target["name"] in of_kind(build("base"), target["kind"])
     (metric,) = scaler["spec"]["metrics"]
-    told = Metrics(EngineStats, {}).exposition().decode()
+    told = Metrics(EngineStats, {}, {}, lambda: True).exposition().decode()
     # Prometheus' names may have colons, those of Kubernetes' metrics may not.
     named = {name.replace(":", "_") for name in re.findall(r"^# TYPE (\S+)", told, re.MULTILINE)}
     assert metric["pods"]["metric"]["name"] in named
