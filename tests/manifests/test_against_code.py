@@ -71,7 +71,6 @@ def test_ports_and_probes_are_the_images(overlay: str) -> None:
 
 @ALL
 def test_every_variable_is_read_and_every_value_accepted(overlay: str) -> None:
-    client = (ROOT / "client" / "__main__.py").read_text()
     for pod in pods(build(overlay)):
         ours = {name: value for name, value in pod.env.items() if name.startswith("LORACHAT_")}
         if name_of(pod) in SERVERS:
@@ -80,8 +79,10 @@ def test_every_variable_is_read_and_every_value_accepted(overlay: str) -> None:
             assert fields.keys() <= kind.model_fields.keys()
             kind(**{"model": "x", **{k: v for k, v in fields.items() if v is not None}})
         else:
+            program = name_of(pod).removeprefix("lorachat/")
+            code = "".join(path.read_text("utf-8") for path in (ROOT / program).rglob("*.py"))
             for name in ours:
-                assert f'"{name}"' in client
+                assert f'"{name}"' in code
         assert pod.env.keys() - ours.keys() <= {"HF_HOME", "HOME"}
 
 
