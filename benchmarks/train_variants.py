@@ -207,6 +207,7 @@ VARIANTS: Mapping[str, Mapping[str, Callable[[Work, StepClock], Taken]]] = {
         "unsloth-notebook": unsloth_notebook,
         "ours-published": ours(backend="unsloth"),
         "unsloth-padding-free": unsloth_padding_free,
+        "ours-published-bfloat16": ours(backend="unsloth", four_bit=False),
     },
 }
 

@@ -12,6 +12,7 @@ from trainer.config import Recipe
 from trainer.errors import ConfigError
 
 FILE = "auto_batch.json"
+KEYS = ("max_pass_tokens", "per_device_train_batch_size", "gradient_accumulation_steps")
 LEAST_TOKENS = 512
 
 
@@ -48,5 +49,6 @@ def halve_passes(recipe: Recipe, output: Path) -> str:
         raise ConfigError(
             "One row at a time does not fit into this machine's memory; lower model.max_seq_length."
         )
-    (output / FILE).write_text(json.dumps(new) + "\n", encoding="utf-8")
+    kept = {key: getattr(training, key) for key in KEYS}  # an earlier call's are not forgotten
+    (output / FILE).write_text(json.dumps(kept | new) + "\n", encoding="utf-8")
     return ", ".join(f"{key}: {getattr(training, key)} -> {value}" for key, value in new.items())

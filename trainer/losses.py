@@ -22,6 +22,8 @@ from trainer.template import IGNORED
 
 # Positions of one forward pass, padding included: bounds the logits, (positions, vocabulary).
 MAX_BATCH_POSITIONS = 2048
+# Of these, as many as are in float32 at a time: 128,256 logits each are 0.13 GB, and the loss takes three times that.
+FLOAT_POSITIONS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,18 @@ class LossMeter:
             batch["attention_mask"].to(device),
             positions,
         )
-        losses = functional.cross_entropy(
-            logits.float().transpose(1, 2),
-            labels[:, positions],
-            ignore_index=IGNORED,
-            reduction="none",
-        )
-        totals: list[float] = losses.double().sum(dim=1).tolist()
+        sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
+        at_once = max(FLOAT_POSITIONS // len(rows), 1)
+        for first in range(0, len(positions), at_once):
+            part = slice(first, first + at_once)
+            losses = functional.cross_entropy(
+                logits[:, part].float().transpose(1, 2),
+                labels[:, positions[part]],
+                ignore_index=IGNORED,
+                reduction="none",
+            )
+            sums += losses.double().sum(dim=1)
+        totals: list[float] = sums.tolist()
         return totals
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -80,6 +80,26 @@ def free_memory(machine: Machine) -> None:
         torch.cuda.empty_cache()
 
 
+# How libraries say it that do not raise torch's own error: CUDA calls outside its allocator (a recorded graph's
+# instantiation, a kernel's code), Triton, NCCL; cuBLAS making its handle; torch's allocator on a CPU.
+_LACKS_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a lack of memory is behind an error, itself or anywhere in what it came from.
+
+    A failed recording of a CUDA graph hides it: ending the recording raises an error of its own.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, (torch.cuda.OutOfMemoryError, MemoryError)):
+            return True
+        if isinstance(link, RuntimeError) and any(words in str(link) for words in _LACKS_MEMORY):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
 class MemoryMeter:
     """Peak memory of a run. On CUDA what the allocator reserved, on a CPU the resident set of the process."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.auto_batch import pass_setting, with_smaller_passes
+from trainer.base_model import base_model
 from trainer.checkpoints import newest_sealed, remove_broken, step_of
 from trainer.config import Recipe
 from trainer.environment import hush_libraries, prepare_environment, versions
@@ -26,7 +27,6 @@ from trainer.errors import (
     TrainingError,
 )
 from trainer.full_disk import disk_full, is_full_disk
-from trainer.hub import commit_of
 from trainer.identity import check_identity, data_fingerprint, recipe_facts, text_fingerprint
 from trainer.outcome import Outcome, earlier_outcome, write_outcome
 from trainer.output_lock import output_lock
@@ -34,7 +34,6 @@ from trainer.processes import is_main, process_count
 from trainer.progress import Reporter, Silent
 from trainer.recipe_file import dump_recipe
 from trainer.record import (
-    BaseModel,
     FloatBaseLoss,
     HistoryPoint,
     Probe,
@@ -89,12 +88,15 @@ def _locked_run(
 ) -> RunResult | None:
     prepare_environment(needs_hub=needs_hub(request.recipe))
 
-    import torch  # noqa: PLC0415 (after the environment is set)
-
     from trainer.backends.select import select_backend  # noqa: PLC0415
     from trainer.expectation import expectation  # noqa: PLC0415
     from trainer.float_base import float_rows, on_float_base  # noqa: PLC0415
-    from trainer.machine import MemoryMeter, free_memory, this_machine  # noqa: PLC0415
+    from trainer.machine import (  # noqa: PLC0415
+        MemoryMeter,
+        free_memory,
+        lacks_memory,
+        this_machine,
+    )
     from trainer.padding_free import padding_free_problem  # noqa: PLC0415
     from trainer.probe import peft_probe, probe_ids  # noqa: PLC0415
     from trainer.trackers import check_trackers  # noqa: PLC0415
@@ -121,8 +123,18 @@ def _locked_run(
     template, data = prepare_data(recipe, say)
     warnings += data.warnings
     say.say(f"Loading the base model ({backend.name} on {machine.name})")
-    loaded = backend.load(recipe, machine)
-    base = _base(recipe, loaded)  # before the training: what it finds wrong must not cost a run
+    try:
+        loaded = backend.load(recipe, machine)
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise ConfigError(
+            f"The base model does not fit into what is free of the {memory.read().total_gb:.0f} GB of {machine.name}. "
+            "End what else holds memory there (nvidia-smi shows it), set model.load_in_4bit=true, or take a larger GPU."
+        ) from error
+    base = base_model(
+        recipe, loaded
+    )  # before the training: what it finds wrong must not cost a run
     if is_main():
         check_identity(
             request.output,
@@ -154,7 +166,9 @@ def _locked_run(
             memory,
             say,
         )
-    except torch.cuda.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
         raise OutOfMemory(
             f"The memory of {machine.name} ({memory.read().total_gb:.0f} GB) does not suffice. Start again with "
             "--auto-batch, which makes the forward passes smaller and keeps the rows of a step, or lower "
@@ -314,27 +328,6 @@ def _check_finite(history: tuple[HistoryPoint, ...]) -> None:
 def _final_train_loss(history: tuple[HistoryPoint, ...]) -> float:
     return next(
         (point.train_loss for point in reversed(history) if point.train_loss is not None), math.nan
-    )
-
-
-def _base(recipe: Recipe, loaded: LoadedModel) -> BaseModel:
-    digest = None
-    if loaded.float_folder is not None:
-        from trainer.weights import weights_digest  # noqa: PLC0415
-
-        digest = weights_digest(loaded.float_folder)
-    revision = loaded.trained_on_revision
-    if loaded.trained_on_id != recipe.base_id:  # trained on a copy; the adapter names the original
-        asked = recipe.model.revision if recipe.model.base_id is None else None
-        revision = commit_of("model", recipe.base_id, asked)
-    return BaseModel(
-        id=recipe.base_id,
-        revision=revision,
-        architecture=loaded.architecture,
-        weights_digest=digest,
-        trained_on_id=loaded.trained_on_id,
-        trained_on_revision=loaded.trained_on_revision,
-        quantization=loaded.quantization,
     )
 
 

@@ -73,9 +73,15 @@ def test_first_loss_is_the_token_mean(
     assert losses == [pytest.approx(expected, rel=1e-3 if machine.has_cuda else 1e-4)]
 
 
-def test_measured_loss_does_not_depend_on_the_batches(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("float_positions", [3, 256])
+def test_measured_loss_does_not_depend_on_the_batches(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, float_positions: int
+) -> None:
+    from trainer import losses
     from trainer.backends.peft import PeftBackend
     from trainer.losses import LossMeter, total
+
+    monkeypatch.setattr(losses, "FLOAT_POSITIONS", float_positions)
 
     recipe = tiny_recipe(tiny_model, tmp_path, rows=13)
     _, rows = prepared(recipe)

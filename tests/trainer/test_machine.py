@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from trainer.backends.select import cpu_recipes, select_backend
 from trainer.errors import ConfigError
-from trainer.machine import Machine, MemoryMeter, compute_dtype, this_machine
+from trainer.machine import Machine, MemoryMeter, compute_dtype, lacks_memory, this_machine
 from trainer.recipe_file import load_recipe
 
 CPU = Machine("cpu", "CPU")
@@ -125,6 +126,37 @@ def test_a_steps_memory_is_its_own_and_the_runs_peak_is_that_of_all(
     allocator.take(6, 5)
     assert meter.step() == (6, 5)
     assert meter.read().peak_reserved_gb == 9
+
+
+def raised(error: BaseException, behind: BaseException | None = None) -> BaseException:
+    try:
+        try:
+            raise behind or error
+        finally:
+            raise error
+    except BaseException as caught:
+        return caught
+
+
+TRITON = "Triton Error [CUDA]: out of memory"
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+RECORDING = "CUDA error: operation failed due to a previous error during capture"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.cuda.OutOfMemoryError("Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError(TRITON), True),
+        (RuntimeError(CUBLAS), True),
+        (raised(RuntimeError(RECORDING), torch.cuda.OutOfMemoryError("…")), True),
+        (RuntimeError(RECORDING), False),
+        (raised(RuntimeError(RECORDING), ValueError("out of memory")), False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_any_name(error: BaseException, is_memory: bool) -> None:
+    assert lacks_memory(error) == is_memory
 
 
 def test_this_machine_is_a_cpu_or_a_known_gpu() -> None:

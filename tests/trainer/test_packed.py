@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tests.models import LINEAR
 from trainer.packed.head import head_loss
-from trainer.packed.layout import collate_flat, lay_out, split_rows
+from trainer.packed.layout import collate_flat, largest_pass, lay_out, split_rows
 from trainer.packed.lora import lora_linear, use_fused_lora
 from trainer.padding_free import wants_padding_free
 from trainer.recipe_file import load_recipe
@@ -32,6 +32,20 @@ def test_passes_hold_every_row_once_in_order_and_within_the_bound(
     )
     for first, last in passes:
         assert last - first == 1 or sum(lengths[first:last]) <= most
+
+
+@given(st.lists(st.integers(1, 200), min_size=12, max_size=48), st.integers(1, 3))
+def test_no_process_meets_a_pass_over_its_largest(lengths: list[int], processes: int) -> None:
+    rows = 4
+    lengths = lengths[: len(lengths) // (rows * processes) * rows * processes]
+    met: list[set[int]] = [set() for _ in range(processes)]
+    for step in range(0, len(lengths), rows * processes):
+        for process in range(processes):
+            part = lengths[step + process * rows :][:rows]
+            met[process] |= {sum(part[a:b]) for a, b in split_rows(part, 300)}
+    for process in range(processes):
+        largest = largest_pass(lengths, rows, 300, process, processes)
+        assert largest == max(met[process], default=0)
 
 
 def test_a_pass_knows_its_rows_and_predicts_nothing_across_them() -> None:

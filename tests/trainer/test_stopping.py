@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from tests.trainer.command import Command
@@ -61,14 +62,32 @@ def test_passes_are_halved_with_the_rows_of_a_step_unchanged(
         halve_passes(recipe, tmp_path)
 
 
-# A machine whose memory holds two rows at a time.
+def test_what_an_earlier_halving_found_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_model, tmp_path, training={"padding_free": "always"})
+    seen = []
+    for _ in range(4):
+        halve_passes(recipe, tmp_path)
+        training = with_smaller_passes(recipe, tmp_path).training
+        assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 4
+        seen.append((training.max_pass_tokens, training.per_device_train_batch_size))
+    assert seen == [(4096, 2), (2048, 1), (1024, 1), (512, 1)]
+    with pytest.raises(ConfigError, match=r"lower model\.max_seq_length"):
+        halve_passes(recipe, tmp_path)
+
+
+# A machine whose memory holds two rows at a time. What the second error hides is how a failed recording of a CUDA graph
+# looks.
 SMALL_MACHINE = """
 import os, sys
 import torch, trainer.fit
 fit = trainer.fit.fit
 def small(recipe, *arguments):
     if recipe.training.per_device_train_batch_size > 2:
-        raise torch.cuda.OutOfMemoryError("a stand-in")
+        try:
+            raise torch.cuda.OutOfMemoryError("a stand-in")
+        finally:
+            if "hidden" in os.environ.get("STAND_IN", ""):
+                raise RuntimeError("another")
     return fit(recipe, *arguments)
 trainer.fit.fit = small
 from trainer.__main__ import main
@@ -77,9 +96,11 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize("error", ["plain", "hidden"])
 def test_a_lack_of_memory_is_retryable_and_auto_batch_mends_it(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
+    monkeypatch.setenv("STAND_IN", error)
     command = Command(tmp_path, tiny_recipe(tiny_model, tmp_path))
 
     def start(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,3 +121,17 @@ def test_a_lack_of_memory_is_retryable_and_auto_batch_mends_it(
     record = json.loads((command.output / "report" / "run.json").read_bytes())
     assert record["recipe"]["training"]["gradient_accumulation_steps"] == 2
     assert record["epochs"] == pytest.approx(12 * 4 / record["sources"][0]["train_rows"])
+
+
+def test_a_base_that_does_not_fit_is_told_and_not_tried_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.backends.peft import PeftBackend
+    from trainer.run import run
+
+    def load(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("a stand-in")
+
+    monkeypatch.setattr(PeftBackend, "load", load)
+    with pytest.raises(ConfigError, match=r"base model does not fit .* take a larger GPU"):
+        run(RunRequest(tiny_recipe(tiny_model, tmp_path), tmp_path / "out", "tiny", None))

@@ -94,7 +94,8 @@ class PeftBackend:
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor
     ) -> Tensor:
         """Only the positions asked for go through the output layer: all of them would fill a small card."""
-        logits: Tensor = model(
+        # Past the trainer's wrapper, which would make a copy of them in float32.
+        logits: Tensor = model.get_base_model()(
             input_ids=input_ids,
             attention_mask=attention_mask,
             logits_to_keep=positions,

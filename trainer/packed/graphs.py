@@ -42,6 +42,14 @@ class GraphedStep:
         ]
         return min(sizes, default=None)
 
+    def reserve(self, inputs: Pass, factor: Tensor) -> None:
+        """Record the largest pass there will be, before any other. Raises RuntimeError where it cannot be recorded.
+
+        Its memory then serves all smaller ones. A larger pass that comes later cannot use what smaller ones hold, since
+        blocks do not grow: shapes in ascending order would add up.
+        """
+        self._recorded[inputs.tokens, inputs.boundaries.numel()] = self._record(inputs, factor)
+
     def __call__(self, inputs: Pass, factor: Tensor) -> Tensor:
         """Run the step. Raises RuntimeError where it cannot be recorded; the gradients are then not to be used."""
         key = (inputs.tokens, inputs.boundaries.numel())

@@ -72,6 +72,21 @@ def split_rows(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]
     return passes
 
 
+def largest_pass(
+    lengths: Sequence[int], rows: int, max_tokens: int, process: int = 0, processes: int = 1
+) -> int:
+    """Tokens of the largest pass that `process` (of `processes`) meets in a run over rows of `lengths`, in their order.
+
+    rows: of a process per step. The processes take turns at `rows` rows each, as the library deals them out.
+    """
+    largest = 0
+    for start in range(process * rows, len(lengths), processes * rows):
+        step = lengths[start : start + rows]
+        for first, last in split_rows(step, max_tokens):
+            largest = max(largest, sum(step[first:last]))
+    return largest
+
+
 def lay_out(
     input_ids: Tensor, labels: Tensor, lengths: Sequence[int], tokens: int, segments: int
 ) -> Pass:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, distributed
 from trl import SFTTrainer
 
+from trainer.machine import lacks_memory
 from trainer.packed.attention import packed_attention
 from trainer.packed.graphs import GraphedStep
 from trainer.packed.head import head_loss
 from trainer.packed.kernels import use_fused_kernels
-from trainer.packed.layout import Pass, lay_out, split_rows
+from trainer.packed.layout import Pass, largest_pass, lay_out, split_rows
 from trainer.packed.lora import use_fused_lora
 from trainer.progress import Reporter
 from trainer.template import IGNORED
@@ -94,11 +95,12 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
         if self._graphs is None:
             return self._run_pass(rows, factor)
         try:
+            if not self._graphs.shapes:
+                self._graphs.reserve(self._largest(rows), factor)
             return self._graphs(rows, factor)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            if self._graphs.shapes:  # it has worked before: this is something else
+            # Where it has worked before, this is something else.
+            if lacks_memory(error) or self._graphs.shapes:
                 raise
             self._graphs = None
             self._reporter.warn(
@@ -107,6 +109,18 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL has no types
             )
             self._zero_gradients()
             return self._run_pass(rows, factor)
+
+    def _largest(self, like: Pass) -> Pass:
+        """A pass without targets of the largest size that this process will meet; otherwise shaped as `like`."""
+        rows = self.args.per_device_train_batch_size
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        tokens = largest_pass(lengths, rows, self._max_pass_tokens, process, processes)
+        places = max(-(-tokens // self._multiple) * self._multiple, like.tokens)
+        filled = [places // rows] * rows
+        ids = like.input_ids.new_zeros(sum(filled))
+        ignored = torch.full_like(ids, IGNORED)
+        return lay_out(ids, ignored, filled, places, like.boundaries.numel() - 1)
 
     def _run_pass(self, rows: Pass, factor: Tensor) -> Tensor:
         """Sum of the losses of a pass; its gradients times `factor` are added to .grad."""
