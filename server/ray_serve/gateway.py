@@ -18,7 +18,11 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from ray import serve
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+)
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -260,7 +264,9 @@ def _ours(error: BaseException) -> BaseException:
     return error
 
 
-def describe_loss(error: Exception) -> dict[str, Any]:
-    """The error event of a stream whose engine has failed."""
+def describe_loss(error: Exception) -> dict[str, Any] | None:
+    """The error event of a stream whose engine has failed; None where it is the caller who has gone."""
+    if isinstance(error, RequestCancelledError):
+        return None
     told = _ours(error)
     return errors.describe(told if isinstance(told, Exception) else error)[1]

@@ -30,14 +30,14 @@ class Pieces(Protocol):
 
 
 class Relay(Response):
-    """describe: the body of the error event for an exception of the pieces. spend: told of the tokens used."""
+    """describe: the body of the error event for an exception of the pieces, if any. spend: told of the tokens used."""
 
     def __init__(
         self,
         head: Head,
         headers: list[tuple[bytes, bytes]],
         pieces: Pieces,
-        describe: Callable[[Exception], dict[str, Any]],
+        describe: Callable[[Exception], dict[str, Any] | None],
         spend: Callable[[int], None],
     ) -> None:
         super().__init__(status_code=head.status)
@@ -76,10 +76,11 @@ class Relay(Response):
                     continue
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
-            if not self._is_event_stream:
+            told = self._describe(error)
+            if told is None or not self._is_event_stream:
                 raise
             log.error("an engine was lost in the middle of a stream: %s", type(error).__name__)
-            event = f"data: {json.dumps(self._describe(error))}\n\ndata: [DONE]\n\n"
+            event = f"data: {json.dumps(told)}\n\ndata: [DONE]\n\n"
             await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -71,7 +71,6 @@ def test_ports_and_probes_are_the_images(overlay: str) -> None:
 
 @ALL
 def test_every_variable_is_read_and_every_value_accepted(overlay: str) -> None:
-    client = (ROOT / "client" / "__main__.py").read_text()
     for pod in pods(build(overlay)):
         ours = {name: value for name, value in pod.env.items() if name.startswith("LORACHAT_")}
         if name_of(pod) in SERVERS:
@@ -80,8 +79,10 @@ def test_every_variable_is_read_and_every_value_accepted(overlay: str) -> None:
             assert fields.keys() <= kind.model_fields.keys()
             kind(**{"model": "x", **{k: v for k, v in fields.items() if v is not None}})
         else:
+            program = name_of(pod).removeprefix("lorachat/")
+            code = "".join(path.read_text("utf-8") for path in (ROOT / program).rglob("*.py"))
             for name in ours:
-                assert f'"{name}"' in client
+                assert f'"{name}"' in code
         assert pod.env.keys() - ours.keys() <= {"HF_HOME", "HOME"}
 
 
@@ -225,7 +226,7 @@ def test_the_server_is_scaled_on_a_metric_that_it_has() -> None:
     target = scaler["spec"]["scaleTargetRef"]
     assert target["name"] in of_kind(build("base"), target["kind"])
     (metric,) = scaler["spec"]["metrics"]
-    told = Metrics(EngineStats, {}).exposition().decode()
+    told = Metrics(EngineStats, {}, {}, lambda: True).exposition().decode()
     # Prometheus' names may have colons, those of Kubernetes' metrics may not.
     named = {name.replace(":", "_") for name in re.findall(r"^# TYPE (\S+)", told, re.MULTILINE)}
     assert metric["pods"]["metric"]["name"] in named
