@@ -219,8 +219,7 @@ class Engine:
             self._generations.update({message.key: message.generation for message in added})
             if self._stopping:
                 # The scheduler will not know these.
-                for message in added:
-                    request = message.generation.request
+                for request in (message.generation.request for message in added):
                     self._admission.leave(request.tenant, request.n)
                     self._admission.dequeue(request.tenant, len(request.prompt_ids))
                 return False
