@@ -251,8 +251,7 @@ class Engine:
                 for call in calls:
                     _fail_call(call.future, self._ended())
                 # The scheduler will not know these.
-                for add in added:
-                    request = add.generation.request
+                for request in (message.generation.request for message in added):
                     self._admission.leave(request.tenant, request.n)
                     self._admission.dequeue(request.tenant, len(request.prompt_ids))
                 return False

@@ -156,7 +156,8 @@ def test_a_second_signal_ends_it_though_answers_run(embedded_model: Path, tmp_pa
     log = tmp_path / "server.log"
     asked = body(stream=True, max_tokens=8000, ignore_eos=True)
     with running(embedded_model, log, "--drain-seconds", "3600") as (process, url):
-        with httpx.stream("POST", f"{url}{CHAT}", json=asked, timeout=60) as response:
+        client = httpx.Client(base_url=url, timeout=60)
+        with client, client.stream("POST", CHAT, json=asked) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
