@@ -13,7 +13,7 @@ CPU_SET := requirements/serve.txt requirements/client.txt requirements/train.txt
 .DEFAULT_GOAL := help
 .PHONY: help
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: env
 env:  ## make the virtual environment (done once; again only when a pin changes)
@@ -40,6 +40,11 @@ test: env  ## run the tests (offline, CPU only)
 bench: env  ## measure our server on this machine (about ten minutes; ARGS="--help" for what can be changed)
 	@$(PY) -m demo model >/dev/null
 	@$(PY) -m benchmarks.serve $(ARGS)
+
+.PHONY: bench-ray
+bench-ray: ray  ## measure engines under Ray beside the server alone (about ten minutes; ARGS as for bench)
+	@$(PY) -m demo model >/dev/null
+	@$(PY) -m benchmarks.ray_replicas $(ARGS)
 
 .PHONY: compare
 compare: env  ## measure our server beside its peers (installs and compiles them first: gigabytes, long)
@@ -71,6 +76,34 @@ fuzz: env  ## send generated and broken requests to a real server (FUZZ_EXAMPLES
 soak: env  ## twenty minutes of overload, callers that leave and a volume that breaks (ARGS="--seconds 120" for less)
 	@$(PY) -m demo model >/dev/null
 	@$(PY) -m tests.soak $(ARGS)
+
+.PHONY: ray
+ray: env  ## make the environment of `python -m server ray` (.venv-ray, about 600 MB)
+	@scripts/setup-tools .venv-ray requirements/constraints-ray.txt requirements/ray.txt
+
+.PHONY: test-ray
+test-ray: ray  ## run the server under Ray on a real local cluster: two engines, killed, replaced, updated, drained
+	@LORACHAT_RAY_ENV=.venv-ray $(PY) -m pytest -n 0 tests/ray_serve
+
+.PHONY: test-manifests
+test-manifests: env  ## build deploy/kubernetes with kustomize and check it against the code and the published schemas
+	@scripts/setup-tools .venv-manifests requirements/constraints-manifests.txt requirements/manifests.txt
+	@LORACHAT_MANIFESTS_ENV=.venv-manifests $(PY) -m pytest -n 0 tests/manifests
+
+# Of llama.cpp only the library is compiled, by one compiler at a time: each may take a gigabyte.
+LLAMA_CPP_ARGS := -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_COMMON=OFF \
+	-DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF
+
+.PHONY: test-exports
+test-exports: env  ## load the exported adapters with transformers and llama.cpp (compiles it apart, once, 10 minutes)
+	@CMAKE_ARGS="$(LLAMA_CPP_ARGS)" CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-1} \
+		scripts/setup-tools .venv-llamacpp requirements/constraints-exports.txt requirements/exports.txt
+	@$(PY) -m pytest -n 0 tests/trainer/test_export.py
+
+.PHONY: test-ifeval
+test-ifeval: env  ## evaluate checkable instructions through lm-eval against a server (installs it apart, once)
+	@scripts/setup-tools .venv-ifeval requirements/constraints-ifeval.txt requirements/ifeval.txt
+	@$(PY) -m pytest -n 0 tests/trainer/test_ifeval.py
 
 .PHONY: docker-test
 docker-test:  ## build the images and run the compose file for real (skipped where no Docker engine answers)

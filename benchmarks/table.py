@@ -28,7 +28,7 @@ def runs_table(runs: Iterable[Run]) -> str:
         "requests", "tokens in + out", "GB/s",
         "others' CPU",
     ]  # fmt: skip
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def _row(run: Run, level: Level) -> list[str]:
@@ -72,7 +72,7 @@ def servers_table(runs: Sequence[Run], ours: str) -> str:
         "later turns", "same prompts cold", "later / cold",
         "answers as ours",
     ]  # fmt: skip
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 def _same_beginning(a: str, b: str) -> int:
@@ -103,14 +103,14 @@ def ratios_table(ratios: Iterable[Ratio]) -> str:
         ]
         for ratio in ratios
     ]
-    return _table(["what", "models", "peer", "ratio", "at equal GB/s", "each pair"], rows)
+    return markdown(["what", "models", "peer", "ratio", "at equal GB/s", "each pair"], rows)
 
 
 def _cell(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

@@ -59,7 +59,7 @@ def ours(
         from trainer.backends.peft import PeftBackend
         from trainer.backends.unsloth import UnslothBackend
         from trainer.fit import fit
-        from trainer.machine import this_machine
+        from trainer.machine import MemoryMeter, this_machine
         from trainer.progress import Terminal
 
         update = {
@@ -87,6 +87,7 @@ def ours(
                     work.rows,
                     Path(folder),
                     lambda: 0.0,
+                    MemoryMeter(machine),
                     say.bar("", 1),
                     say,
                 )

@@ -19,12 +19,13 @@ import httpx
 from client import wire
 from client.errors import ChatError, ErrorKind
 from client.sse import EventDecoder
-from client.types import ChatRequest, Delta, Done, Event, Model, Timings, Usage
+from client.types import ChatRequest, Delta, Done, Event, Model, Standing, Timings, Usage
 
 # A CPU may work for minutes on a long prompt before the first byte, so silence is borne far longer
 # than a failing connection.
 _TIMEOUT = httpx.Timeout(connect=5.0, read=300.0, write=30.0, pool=None)
 _SHORT_TIMEOUT = httpx.Timeout(5.0)
+_NOT_TOLD = (401, 403, 404, 405)
 # Idle connections are dropped before uvicorn drops them (after 5 s): a request sent into a
 # connection that is just being closed would fail, and may not be repeated.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=2.0)
@@ -96,6 +97,27 @@ class ChatClient:
             if error.kind is ErrorKind.NOT_A_SERVER:
                 return None
             raise
+
+    async def standings(self) -> dict[str, Standing] | None:
+        """How every version on the server's volume fares, by `NAME@VERSION`.
+
+        None where the key is not an operator's, or the server keeps this to itself or to another port.
+        """
+        try:
+            response = await self._http.get(
+                "/admin/adapters", timeout=_SHORT_TIMEOUT, headers=self._headers
+            )
+        except httpx.HTTPError as error:
+            raise self._transport_error(error) from error
+        if response.status_code in _NOT_TOLD:
+            return None
+        if not response.is_success:
+            raise wire.status_error(response, None, bool(self._api_key))
+        try:
+            found = [wire.standing(entry) for entry in response.json()["data"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise wire.not_a_chat_server(self.server) from error
+        return {standing.id: standing for standing in found}
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Event]:
         """Ask, and give the answer as it comes: `Delta`s, then exactly one `Done`.

@@ -45,6 +45,18 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How one version (`NAME@VERSION`) fares at the server, and why where it is not served.
+
+    `state` is the server's word: serving, loaded, pinned, available, draining, unloaded, refused.
+    """
+
+    id: str
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One line of the server's model list.
 

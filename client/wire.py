@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from client.errors import ChatError, ErrorKind
-from client.types import ChatRequest, Model, Usage
+from client.types import ChatRequest, Model, Standing, Usage
 
 
 def request_body(request: ChatRequest) -> dict[str, Any]:
@@ -54,6 +54,11 @@ def model(entry: dict[str, Any]) -> Model:
         entry.get("max_model_len"),
         entry.get("digest"),
     )
+
+
+def standing(entry: dict[str, Any]) -> Standing:
+    """One entry of the operator's list of adapters."""
+    return Standing(str(entry["id"]), str(entry["state"]), str(entry.get("reason") or ""))
 
 
 def choice(chunk: dict[str, Any]) -> tuple[str, str | None]:

@@ -79,6 +79,17 @@ def status(page: Page) -> None:
     page.wait_for_timeout(9000)  # until the lines have a few points
 
 
+def settings(page: Page) -> None:
+    """All of them; on a phone they lie over the page until they are closed."""
+    page.get_by_role("tab", name="Chat").click()
+    more = page.locator("#more > button")
+    if not more.is_visible():
+        page.locator("#settings .toggle-button").click()
+    more.click()
+    page.locator("#stop-strings").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+
+
 def away(page: Page) -> None:
     """What the page says of a server that does not answer; the model's name is none it knows."""
     page.get_by_role("tab", name="Chat").click()
@@ -94,6 +105,7 @@ PAGES: dict[str, Callable[[Page], None]] = {
     "adapters": adapters,
     "status": status,
     "away": away,
+    "settings": settings,
 }
 
 

@@ -7,14 +7,21 @@ ServerError
 │   │   ├── ContextLengthError
 │   │   └── ChatTemplateError
 │   ├── ModelNotFoundError
+│   ├── ConflictError            an operator's wish that cannot be granted as things are
 │   ├── NotServedError           no model here can do this kind of work
 │   ├── AuthenticationError
-│   └── BodyTooLargeError
+│   ├── ForbiddenError
+│   ├── HeadTooLargeError
+│   ├── BodyTooLargeError
+│   └── SlowBodyError
 ├── OverloadedError              nobody's: later it will work (has retry_after)
+│   └── RateLimitError           the caller's key has used up what it may
+├── DeadlineError                the request's time is up
 ├── UnavailableError             the model is loading, or the server is going away
 ├── EngineError                  ours: this request failed, the next may work
 ├── EngineDeadError              ours: the process should be restarted
 └── StartupError                 the operator's: the server cannot start like this
+    ├── KeyFileError
     ├── ModelLoadError
     └── AdapterError             one adapter version is refused; the others are served
 """
@@ -86,6 +93,10 @@ class ModelNotFoundError(RequestError):
         super().__init__(f"The model '{name}' does not exist here. This server has: {shown}.")
 
 
+class ConflictError(RequestError):
+    """What an operator asks for cannot be done as things are."""
+
+
 class NotServedError(RequestError):
     """This kind of work is not done here."""
 
@@ -94,8 +105,20 @@ class AuthenticationError(RequestError):
     """No API key, or one that is not known."""
 
 
+class ForbiddenError(RequestError):
+    """Not for this caller, whatever it sends."""
+
+
+class HeadTooLargeError(RequestError):
+    """Address and headers are over the limit."""
+
+
 class BodyTooLargeError(RequestError):
     """The request body is over the limit."""
+
+
+class SlowBodyError(RequestError):
+    """The request body did not arrive in time."""
 
 
 class OverloadedError(ServerError):
@@ -104,6 +127,18 @@ class OverloadedError(ServerError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RateLimitError(OverloadedError):
+    """The caller's key has used up its limit. kind: requests or tokens."""
+
+    def __init__(self, message: str, kind: str, retry_after: int) -> None:
+        super().__init__(message, retry_after)
+        self.kind = kind
+
+
+class DeadlineError(ServerError):
+    """The request was not finished within its time."""
 
 
 class UnavailableError(ServerError):
@@ -122,9 +157,17 @@ class StartupError(ServerError):
     """The server cannot start."""
 
 
+class KeyFileError(StartupError):
+    """The file with the API keys cannot be read."""
+
+
 class ModelLoadError(StartupError):
     """The base model cannot be loaded."""
 
 
 class AdapterError(StartupError):
-    """An adapter version is not served, and why."""
+    """An adapter version is not served, and why. kind: which check it failed, in one word."""
+
+    def __init__(self, message: str, kind: str = "tensors") -> None:
+        super().__init__(message)
+        self.kind = kind

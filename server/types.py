@@ -263,6 +263,10 @@ class GenerationRequest:
     n: int = 1
     # Prefix blocks are shared only within one scope: an API key's name, a cache_salt, or both.
     cache_scope: str = ""
+    # What the runner computes with; None: the model has no adapter, or is its own handle.
+    adapter: AdapterHandle | None = None
+    # Whose turn it takes: the name of the API key. Tenants share the engine evenly.
+    tenant: str = ""
     # Makes the constraint of one choice; each choice has its own state.
     new_constraint: Callable[[], TokenConstraint] | None = None
 
@@ -329,6 +333,7 @@ class EngineStats:
 
     running: int = 0  # sequences
     waiting: int = 0  # sequences
+    waiting_tokens: int = 0  # of prompts that wait to be computed
     blocks_used: int = 0  # KV blocks that running sequences hold
     blocks_cached: int = 0  # KV blocks that only the prefix cache holds
     blocks_total: int = 0

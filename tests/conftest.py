@@ -17,6 +17,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     GRADIO_ANALYTICS_ENABLED="False",
     OMP_NUM_THREADS="1",
+    LORACHAT_PREPARED="",  # nothing of a test is kept for the next
 )
 
 # In CI the same examples at every run: what stops a change there should come from the change. Elsewhere new ones.

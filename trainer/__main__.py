@@ -1,15 +1,17 @@
 """The trainer's command line.
 
     python -m trainer recipes
-    python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...]
+    python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...] [--html FILE]
     python -m trainer prepare --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
-    python -m trainer evaluate --adapter ADAPTER [--base BASE] [--server URL]
+    python -m trainer evaluate --adapter ADAPTER [--base BASE] [--server URL] [--ifeval [FILE]]
     python -m trainer export  ADAPTER [--merged DIR] [--gguf FILE] [--lora-gguf FILE]
+    python -m trainer rollback NAME [VERSION] [--adapters DIR]
     python -m trainer make-shape --like llama-3.2-3b DIR
 
 Exit codes: 0 done, now or by an earlier start; 3 the recipe, the data or this machine is not right (trying again will
-not help); 75 memory did not suffice (trying again with --auto-batch will); 143 ended by SIGTERM with a checkpoint saved
+not help); 75 memory did not suffice (trying again with --auto-batch will) or a disk is full (it will once there is
+room), and evaluate's server is away; 143 ended by SIGTERM with a checkpoint saved
 and 130 by Ctrl-C (the same command goes on); 1 other.
 """
 
@@ -22,13 +24,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.errors import RetryableError, TrainerError
+from trainer.arguments import parser
+from trainer.errors import DiskFull, OutOfMemory, TrainerError
+from trainer.full_disk import is_full_disk
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    options = parser().parse_args(given)
     try:
         if options.command == "recipes":
             return _recipes()
@@ -40,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _evaluate(options)
         if options.command == "export":
             return _export(options)
+        if options.command == "rollback":
+            return _rollback(options)
         if options.command == "make-shape":
             return _make_shape(options)
         return _train(options, given)
@@ -48,144 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"trainer: {error}", file=sys.stderr)
-        return 1
+        return DiskFull.exit_code if is_full_disk(error) else 1
     except KeyboardInterrupt:
         print(
             "trainer: stopped; the same command goes on from the last checkpoint", file=sys.stderr
         )
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer",
-        description="Fine-tunes a LoRA adapter for a chat model and publishes it.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("recipes", help="list the recipes that come with the trainer")
-    plan = commands.add_parser(
-        "plan",
-        help="before a GPU is rented: steps, memory, hours on usual cards, and every trap found",
-    )
-    prepare = commands.add_parser(
-        "prepare", help="only read, clean, tokenise and split the data, and show what came of it"
-    )
-    train = commands.add_parser("train", help="train an adapter and publish it")
-    for command in (plan, prepare, train):
-        command.add_argument(
-            "--recipe",
-            required=True,
-            metavar="RECIPE",
-            help="recipe file, or a shipped recipe's name",
-        )
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override one key of the recipe, such as training.max_steps=100 (YAML value; repeatable)",
-        )
-    train.add_argument(
-        "--output",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="folder of this run; the same command goes on with what it holds",
-    )
-    _add_volume(train, "the adapter volume to publish to")
-    train.add_argument(
-        "--name", metavar="NAME", help="the adapter's name on the volume (default: the name of DIR)"
-    )
-    train.add_argument(
-        "--no-publish",
-        action="store_true",
-        help="leave the adapter in DIR; do not touch the volume",
-    )
-    train.add_argument(
-        "--auto-batch",
-        action="store_true",
-        help="where memory does not suffice, go on from the last checkpoint with smaller forward passes; the rows of a "
-        "step stay the same",
-    )
-    evaluate = commands.add_parser(
-        "evaluate", help="base against adapter on the rows it never saw, with confidence intervals"
-    )
-    evaluate.add_argument(
-        "--adapter", required=True, metavar="ADAPTER", help="NAME or NAME@VERSION on the volume"
-    )
-    evaluate.add_argument(
-        "--base", metavar="BASE", help="folder or hub id of the float base (default: the adapter's)"
-    )
-    evaluate.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="SOURCE=FILE",
-        help="where a source of the recipe lies here",
-    )
-    evaluate.add_argument(
-        "--rows", type=int, default=100, help="held-out rows at most (default: 100)"
-    )
-    evaluate.add_argument(
-        "--answers", type=int, default=20, help="of these answered (default: 20; 0: none)"
-    )
-    evaluate.add_argument(
-        "--max-new-tokens", type=int, default=128, help="longest answer (default: 128)"
-    )
-    evaluate.add_argument(
-        "--server", metavar="URL", help="ask a running server (default: answer in this process)"
-    )
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
-    _add_volume(evaluate, "the adapter volume")
-    export = commands.add_parser(
-        "export", help="write an adapter merged into its base, or as GGUF, for other programs"
-    )
-    export.add_argument(
-        "adapter", metavar="ADAPTER", help="a folder, or NAME or NAME@VERSION on the volume"
-    )
-    export.add_argument(
-        "--base", metavar="BASE", help="folder or hub id of the float base (default: the adapter's)"
-    )
-    export.add_argument(
-        "--merged", type=Path, metavar="DIR", help="a whole model for transformers (safetensors)"
-    )
-    export.add_argument("--gguf", type=Path, metavar="FILE", help="a whole model for llama.cpp")
-    export.add_argument(
-        "--lora-gguf", type=Path, metavar="FILE", help="the adapter alone for llama.cpp"
-    )
-    export.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="of the merged weights",
-    )
-    _add_volume(export, "the adapter volume")
-    shape = commands.add_parser(
-        "make-shape",
-        help="write a model of a known architecture with random weights, to try a recipe on",
-    )
-    shape.add_argument(
-        "--like", required=True, metavar="NAME", help="llama-3.2-3b, llama-3.2-1b or tiny"
-    )
-    shape.add_argument("folder", type=Path, metavar="DIR", help="folder to write; must not exist")
-    shape.add_argument(
-        "--text",
-        type=Path,
-        metavar="FILE",
-        help="a text whose words the tokenizer learns (default: none)",
-    )
-    shape.add_argument("--seed", type=int, default=3407, help="of the weights (default: 3407)")
-    return parser
-
-
-def _add_volume(command: argparse.ArgumentParser, what: str) -> None:
-    command.add_argument(
-        "--adapters",
-        type=Path,
-        default=Path(os.environ.get("LORACHAT_ADAPTERS") or "adapters"),
-        metavar="DIR",
-        help=f"{what} (default: $LORACHAT_ADAPTERS, else ./adapters)",
-    )
 
 
 def _make_shape(options: argparse.Namespace) -> int:
@@ -216,25 +90,47 @@ def _evaluate(options: argparse.Namespace) -> int:
     from trainer.evaluate import evaluate, recipe_of, write_scores
     from trainer.progress import terminal
     from trainer.request import needs_hub
+    from trainer.scores import Score
 
     adapter = find_adapter(options.adapter, options.adapters)
+    checkers = None
+    if options.ifeval is not None:
+        from trainer.ifeval import checkable_instructions, find_checkers, read_prompts
+
+        if options.server is None:
+            raise ConfigError("--ifeval asks a running server: name it with --server URL.")
+        checkers = find_checkers(options.lm_eval)
+        prompts = read_prompts(options.ifeval, checkers)
+    if not options.rows and checkers is None:
+        raise ConfigError("Nothing to evaluate: --rows is 0 and there is no --ifeval.")
     pairs = [item.partition("=") for item in options.data]
     if any(not location for _, _, location in pairs):
         raise ConfigError("--data is not of the form SOURCE=FILE.")
     places = {name: location for name, _, location in pairs}
-    recipe = recipe_of(adapter, options.base or adapter.base_id, places)
-    prepare_environment(needs_hub=needs_hub(recipe))
-    hush_libraries()
+    scores: list[Score] = []
     with terminal() as reporter:
-        scores = evaluate(
-            adapter,
-            recipe,
-            reporter,
-            rows=options.rows,
-            answers=options.answers,
-            max_new_tokens=options.max_new_tokens,
-            server=options.server,
-        )
+        if options.rows:
+            recipe = recipe_of(adapter, options.base or adapter.base_id, places)
+            prepare_environment(needs_hub=needs_hub(recipe))
+            hush_libraries()
+            scores += evaluate(
+                adapter,
+                recipe,
+                reporter,
+                rows=options.rows,
+                answers=options.answers,
+                max_new_tokens=options.max_new_tokens,
+                server=options.server,
+            )
+        if checkers is not None:
+            scores += checkable_instructions(
+                options.server,
+                adapter.served_name,
+                prompts,
+                options.max_new_tokens,
+                checkers,
+                reporter,
+            )
     for score in scores:
         print(
             f"{score.name}: base {score.base:.3f}, tuned {score.tuned:.3f}; difference "
@@ -267,6 +163,15 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _rollback(options: argparse.Namespace) -> int:
+    from trainer.rollback import rollback
+
+    done = rollback(options.adapters, options.name, options.version)
+    print(f"'latest' of {options.name} was {done.before or 'not set'} and is {done.after} now")
+    print("running servers follow at their next look at the volume; nothing was removed")
+    return 0
+
+
 def _plan(options: argparse.Namespace) -> int:
     from trainer.environment import hush_libraries, prepare_environment
     from trainer.progress import terminal
@@ -283,6 +188,11 @@ def _plan(options: argparse.Namespace) -> int:
     with terminal() as reporter:
         plan = make_plan(recipe, reporter)
     show_plan(recipe, plan)
+    if options.html is not None:
+        from trainer.report.plan_page import write_plan
+
+        write_plan(recipe, plan, options.html)
+        print(f"page: {options.html}")
     return 0
 
 
@@ -295,13 +205,14 @@ def _prepare(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.set)
     prepare_environment(needs_hub=needs_hub(recipe))
 
+    from trainer.dataset import masked_samples
     from trainer.prepare import prepare_data
     from trainer.show import show_data
 
     hush_libraries()
     with terminal() as reporter:
-        _, data = prepare_data(recipe, reporter)
-    show_data(data)
+        template, data = prepare_data(recipe, reporter)
+    show_data(data, masked_samples(data.train, template, recipe.data, options.show))
     return 0
 
 
@@ -328,7 +239,7 @@ def _train(options: argparse.Namespace, given: list[str]) -> int:
     try:
         with terminal() as reporter:
             result = run(request, reporter)
-    except RetryableError as error:
+    except OutOfMemory as error:
         if not options.auto_batch:
             raise
         from trainer.auto_batch import halve_passes

@@ -25,6 +25,12 @@ class FoundAdapter:
         known = self.manifest.get("base", {}).get("id")
         return str(known or self.config.get("base_model_name_or_path") or "")
 
+    @property
+    def served_name(self) -> str:
+        """What a server of the same volume calls exactly this version."""
+        version = self.manifest.get("version")
+        return f"{self.name}@{version}" if version else self.name
+
 
 def find_adapter(given: str, volume: Path) -> FoundAdapter:
     """By a folder's path, or as NAME or NAME@VERSION on the volume. Raises ConfigError."""

@@ -5,14 +5,19 @@ Composes sources, dedup, template and split. It knows nothing about models or tr
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 from trainer.config import DataConfig
 from trainer.conversation import Conversation, is_well_formed
 from trainer.dedup import Groups, duplicates_to_remove, near_duplicates
 from trainer.errors import DataError
+from trainer.prepared_cache import PreparedCache, SortedRows
 from trainer.progress import Bar, Reporter
 from trainer.record import MaskedSample, SourceCounts
 from trainer.sources import ChosenRows, choose_rows
@@ -20,6 +25,9 @@ from trainer.split import held_out, spread
 from trainer.template import ChatTemplate, Encoded
 
 MASKED_SAMPLES = 3
+# What decides what comes of the rows: a change in it makes what was kept stale.
+LIBRARIES = ("jinja2", "tokenizers", "transformers")
+CODE = ("conversation.py", "dataset.py", "dedup.py", "split.py", "template.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +66,34 @@ class PreparedData:
 
 
 def prepare(
-    config: DataConfig, template: ChatTemplate, max_tokens: int, reporter: Reporter
+    config: DataConfig,
+    template: ChatTemplate,
+    max_tokens: int,
+    reporter: Reporter,
+    cache: PreparedCache | None = None,
 ) -> PreparedData:
     """Read, choose, clean, tokenise and split the data.
 
-    max_tokens: longest row. Raises DataError if a source cannot be used or if nothing is left of it.
+    max_tokens: longest row. cache: where the last three are kept and found again, by what they were made from. Raises
+    DataError if a source cannot be used or if nothing is left of it.
     """
     chosen = [choose_rows(source, config.seed) for source in config.sources]
     conversations = [row for source in chosen for row in source.conversations]
-    tally = _Tally()
-    conversations, groups = _without_duplicates(conversations, config, tally)
-    bar = reporter.bar("Tokenising", len(conversations))
-    rows, rows_groups = _tokenised(conversations, groups, template, config, max_tokens, tally, bar)
-    test_rows = held_out(
-        rows_groups, [row.source for row in rows], config.test_fraction, config.seed
-    )
-    train = tuple(row for index, row in enumerate(rows) if index not in test_rows)
-    test = tuple(row for index, row in enumerate(rows) if index in test_rows)
+    key = _key(chosen, config, template, max_tokens) if cache else ""
+    kept = cache.load(key) if cache else None
+    if kept is not None:
+        reporter.say(f"These rows were prepared before: taken from the cache ({key[:12]})")
+    else:
+        kept = _sorted_rows(conversations, config, template, max_tokens, reporter)
+        if cache and (problem := cache.save(key, kept)):
+            reporter.warn(f"The prepared data could not be kept for another run: {problem}")
+    rows = [
+        Row(conversations[place], encoded)
+        for place, encoded in zip(kept.places, kept.encoded, strict=True)
+    ]
+    tally = {reason: Counter(counts) for reason, counts in kept.tallies.items()}
+    train = tuple(row for index, row in enumerate(rows) if index not in kept.test)
+    test = tuple(row for index, row in enumerate(rows) if index in kept.test)
     counts = tuple(_count(source, tally, train, test) for source in chosen)
     for count in counts:
         if not count.train_rows:
@@ -91,7 +110,7 @@ def prepare(
         train,
         test,
         counts,
-        _samples(train, template, config),
+        masked_samples(train, template, config),
         _advice(counts, config),
         {source.name: source.repeat for source in config.sources},
     )
@@ -112,6 +131,47 @@ class _Tally:
         self.no_trained_token: Counter[str] = Counter()
         self.too_long: Counter[str] = Counter()
         self.truncated: Counter[str] = Counter()
+
+
+def _sorted_rows(
+    conversations: Sequence[Conversation],
+    config: DataConfig,
+    template: ChatTemplate,
+    max_tokens: int,
+    reporter: Reporter,
+) -> SortedRows:
+    tally = _Tally()
+    usable, groups = _without_duplicates(conversations, config, tally)
+    bar = reporter.bar("Tokenising", len(usable))
+    rows, rows_groups = _tokenised(usable, groups, template, config, max_tokens, tally, bar)
+    test = held_out(rows_groups, [row.source for row in rows], config.test_fraction, config.seed)
+    places = {(row.source, row.index): place for place, row in enumerate(conversations)}
+    return SortedRows(
+        [places[row.source, row.conversation.index] for row in rows],
+        [row.encoded for row in rows],
+        frozenset(test),
+        {reason: dict(counts) for reason, counts in vars(tally).items()},
+    )
+
+
+def _key(
+    chosen: Sequence[ChosenRows], config: DataConfig, template: ChatTemplate, max_tokens: int
+) -> str:
+    """sha256 over everything that decides what comes of the rows: they, the recipe, the tokenizer, and the code."""
+    digest = hashlib.sha256()
+    parts = [
+        json.dumps([[rows.fingerprint, rows.config.model_dump(mode="json")] for rows in chosen]),
+        config.model_dump_json(exclude={"sources"}),
+        str(max_tokens),
+        template.text,
+        template.tokenizer.backend_tokenizer.to_str(),
+        json.dumps(template.tokenizer.special_tokens_map, default=str, sort_keys=True),
+        *(f"{library} {version(library)}" for library in LIBRARIES),
+        *(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in CODE),
+    ]
+    for part in parts:
+        digest.update(f"{len(part)}:{part}".encode())
+    return digest.hexdigest()
 
 
 def _without_duplicates(
@@ -170,7 +230,7 @@ def _tokenised(
 
 
 def _count(
-    chosen: ChosenRows, tally: _Tally, train: Sequence[Row], test: Sequence[Row]
+    chosen: ChosenRows, tally: Mapping[str, Counter[str]], train: Sequence[Row], test: Sequence[Row]
 ) -> SourceCounts:
     name = chosen.config.name
     train = [row for row in train if row.source == name]
@@ -184,11 +244,11 @@ def _count(
         fingerprint=chosen.fingerprint,
         read=chosen.read,
         chosen=len(chosen.conversations),
-        duplicates=tally.duplicates[name],
-        rejected=tally.rejected[name],
-        no_trained_token=tally.no_trained_token[name],
-        too_long=tally.too_long[name],
-        truncated=tally.truncated[name],
+        duplicates=tally["duplicates"][name],
+        rejected=tally["rejected"][name],
+        no_trained_token=tally["no_trained_token"][name],
+        too_long=tally["too_long"][name],
+        truncated=tally["truncated"][name],
         kept=len(train) + test_rows,
         train_rows=len(train),
         test_rows=test_rows,
@@ -197,10 +257,11 @@ def _count(
     )
 
 
-def _samples(
-    train: Sequence[Row], template: ChatTemplate, config: DataConfig
+def masked_samples(
+    train: Sequence[Row], template: ChatTemplate, config: DataConfig, count: int = MASKED_SAMPLES
 ) -> tuple[MaskedSample, ...]:
-    chosen = spread([row.source for row in train], MASKED_SAMPLES, config.seed)
+    """`count` rows, spread over the sources, as spans of text that are trained or not."""
+    chosen = spread([row.source for row in train], count, config.seed)
     return tuple(
         MaskedSample(train[index].source, template.spans(train[index].encoded)) for index in chosen
     )

@@ -105,6 +105,12 @@ class MemoryParts:
         parts = self.weights + self.adapter + self.optimiser + self.kept + self.working
         return parts * ALLOCATOR
 
+    @property
+    def peak(self) -> float:
+        """Peak that the allocator reserves, evaluations included: they come between the steps, not on top of one."""
+        evaluating = self.weights + self.adapter + self.optimiser + self.evaluation
+        return max(self.training, evaluating * ALLOCATOR)
+
 
 def memory(recipe: Recipe, shape: Shape, *, backend: str, padding_free: bool) -> MemoryParts:
     """The memory of a run at its longest rows, with bfloat16 or float16 activations."""

@@ -6,6 +6,7 @@ The rows are those that the adapter's own recipe held out. Answers come from thi
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -54,9 +55,9 @@ def evaluate(
     max_new_tokens: int,
     server: str | None,
 ) -> tuple[Score, ...]:
-    """Loss by source and of all; stop rate, repetition and length of answers. rows, answers: at most so many.
+    """Loss by source and of all; stop rate and repetition of answers. rows, answers: at most so many.
 
-    server: where answers are asked for, by the adapter's name and as `base`; None: in this process.
+    server: where answers are asked for, as the adapter's version and as `base`; None: in this process.
     Raises ConfigError and DataError, and RetryableError for a server that does not answer.
     """
     import torch  # noqa: PLC0415 (seconds to import)
@@ -81,7 +82,7 @@ def evaluate(
     stops = template.stop_token_ids(base.generation_config.eos_token_id)
     ask: Answerer
     if server is not None:
-        ask = _served(server, adapter.name, max_new_tokens)
+        ask = _served(server, adapter.served_name, max_new_tokens)
     else:
         ask = _local(model, template, stops, max_new_tokens)
     few = [chosen[index] for index in spread([row.source for row in chosen], answers, 0)]
@@ -161,7 +162,7 @@ def _served(server: str, name: str, most: int) -> Answerer:
         request = urllib.request.Request(
             f"{server.rstrip('/')}/v1/chat/completions",
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json"} | _authorization(),
         )
         try:
             with urllib.request.urlopen(request, timeout=SERVER_SECONDS) as response:
@@ -176,6 +177,11 @@ def _served(server: str, name: str, most: int) -> Answerer:
         return choice["message"]["content"], choice["finish_reason"] == "stop"
 
     return ask
+
+
+def _authorization() -> dict[str, str]:
+    key = os.environ.get("LORACHAT_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def write_scores(path: Path, adapter: FoundAdapter, scores: Sequence[Score]) -> None:

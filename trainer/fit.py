@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import PrinterCallback
+from transformers import PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from trainer.backends.base import Backend, LoadedModel
@@ -26,12 +26,13 @@ from trainer.config import Recipe
 from trainer.dataset import Row
 from trainer.interruption import StopRequest
 from trainer.losses import collate
-from trainer.machine import Machine
+from trainer.machine import Machine, MemoryMeter
 from trainer.order import row_order
 from trainer.packed.layout import collate_flat
 from trainer.processes import divide_step, process_count
 from trainer.progress import Bar, Reporter
 from trainer.record import HistoryPoint
+from trainer.trackers import EVENTS, keep_events
 from trainer.watch import Watcher
 
 
@@ -57,6 +58,7 @@ def fit(
     rows: Sequence[Row],
     folder: Path,
     curve_loss: Callable[[], float],
+    memory: MemoryMeter,
     bar: Bar,
     say: Reporter,
 ) -> FitResult:
@@ -75,10 +77,16 @@ def fit(
         }
     ).select(row_order(len(rows), training.max_steps * step_rows, training.seed))
     with StopRequest() as stop:
-        watcher = Watcher(recipe, curve_loss, bar, stop, steps_per_epoch=len(rows) / step_rows)
+        watcher = Watcher(
+            recipe, curve_loss, bar, stop, memory, steps_per_epoch=len(rows) / step_rows
+        )
         trainer = _trainer(
             recipe, machine, backend, loaded, tokenizer, dataset, folder, watcher, say
         )
+        if training.report_to:
+            keep_events(trainer, folder.parent / EVENTS)
+            # TRL's own would add its means of the steps so far, and begin them anew.
+            watcher.log = partial(Trainer.log, trainer)
         best = BestAdapter(trainer.model, folder) if recipe.training.keep == "best" else None
         watcher.on_best = best.save if best else None
         if checkpoint is not None:

@@ -1,6 +1,7 @@
-"""What a quantised base hides: the adapter's held-out loss on the float32 base it will be served on.
+"""What the adapter does on the float32 base it will be served on: its held-out loss, and the probe of probe.py.
 
-An adapter learns against the de-quantised weights and is served on the originals. Nobody publishes the difference.
+An adapter learns against de-quantised or narrower weights and is served on the originals. Nobody publishes the
+difference.
 The float base is loaded in a process of its own, which no training library has patched.
 """
 
@@ -10,13 +11,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.dataset import PreparedData, Row
 from trainer.losses import LossMeter, LossSum, total
 from trainer.machine import this_machine
-from trainer.record import FloatBaseLoss
+from trainer.record import FloatBaseLoss, Probe
 from trainer.split import spread
 from trainer.template import Encoded
 
@@ -36,17 +38,27 @@ def measure_both(meter: LossMeter, model: Any, rows: tuple[Row, ...]) -> tuple[L
         return meter.measure(rows), tuned
 
 
-def float_base_losses(
+@dataclass(frozen=True, slots=True)
+class OnFloatBase:
+    """losses: by source and of all; none without rows. problem: why there is nothing."""
+
+    losses: tuple[FloatBaseLoss, ...]
+    probe: Probe
+    problem: str | None = None
+
+
+def on_float_base(
     base: str,
     adapter: Path,
     rows: tuple[Row, ...],
     pad_token_id: int,
-    quantised: tuple[Losses, Losses],
-) -> tuple[tuple[FloatBaseLoss, ...], str | None]:
-    """The losses by source and of all; or none, and why.
+    quantised: tuple[Losses, Losses] | None,
+    probe_ids: tuple[int, ...],
+) -> OnFloatBase:
+    """Load the float base, measure the losses of `rows`, compute the probe.
 
-    base: folder or hub id of the float base. quantised: losses of base and tuned on the quantised one, whose memory
-    must be free by now.
+    base: folder or hub id of the float base. quantised: losses of the rows, of base and tuned on the quantised one,
+    whose memory must be free by now; None without rows.
     """
     with tempfile.TemporaryDirectory() as folder:
         job, result = Path(folder) / "job.json", Path(folder) / "result.json"
@@ -58,6 +70,7 @@ def float_base_losses(
                     "adapter": str(adapter.resolve()),
                     "pad": pad_token_id,
                     "rows": encoded,
+                    "probe": probe_ids,
                 }
             )
         )
@@ -70,10 +83,16 @@ def float_base_losses(
         )
         if done.returncode or not result.is_file():
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            return (), f"The losses on the float32 base were not measured: {reason}"
+            problem = f"Nothing was measured on the float32 base: {reason}"
+            return OnFloatBase((), Probe(absent=problem), problem)
         measured = json.loads(result.read_text())
-    on_float = tuple({name: LossSum(*sums) for name, sums in part.items()} for part in measured)
-    return _table(quantised, (on_float[0], on_float[1])), None
+    probe = Probe(probe_ids, tuple(measured["probe"]))
+    if quantised is None:
+        return OnFloatBase((), probe)
+    base_sums, tuned_sums = (
+        {name: LossSum(*sums) for name, sums in part.items()} for part in measured["losses"]
+    )
+    return OnFloatBase(_table(quantised, (base_sums, tuned_sums)), probe)
 
 
 def _table(
@@ -102,6 +121,7 @@ def _measure(job: Path, result: Path) -> None:
 
     from trainer.backends.peft import PeftBackend  # noqa: PLC0415
     from trainer.conversation import Conversation  # noqa: PLC0415
+    from trainer.probe import logprobs  # noqa: PLC0415
 
     work = json.loads(job.read_text())
     machine = this_machine()
@@ -111,18 +131,23 @@ def _measure(job: Path, result: Path) -> None:
         device_map={"": machine.index} if machine.has_cuda else None,
         attn_implementation="sdpa",
     )
+    torch.set_float32_matmul_precision(
+        "highest"
+    )  # no TF32: the probe is compared with float32 sums
     model = PeftModel.from_pretrained(model, work["adapter"])
     model.eval()
+    probe = logprobs(model, work["probe"])
     rows = tuple(
         Row(Conversation(source, index, ()), Encoded(ids, labels, ()))
         for index, (source, ids, labels) in enumerate(work["rows"])
     )
     meter = LossMeter(PeftBackend(), model, "float32", work["pad"], 1)
+    measured = measure_both(meter, model, rows) if rows else ()
     parts = [
         {name: (sums.total, sums.tokens, sums.rows) for name, sums in part.items()}
-        for part in measure_both(meter, model, rows)
+        for part in measured
     ]
-    result.write_text(json.dumps(parts))
+    result.write_text(json.dumps({"losses": parts, "probe": probe}))
 
 
 if __name__ == "__main__":

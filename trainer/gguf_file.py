@@ -166,7 +166,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, stop_token_id: int) -> None:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     writer.add_tokenizer_model("gpt2")  # byte-level BPE
-    writer.add_tokenizer_pre(_pre_tokenizer(state))
+    writer.add_tokenizer_pre(pre_tokenizer_name(state))
     names = {index: token for token, index in tokenizer.get_vocab().items()}
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     tokens = [names.get(index, f"[PAD{index}]") for index in range(max(names) + 1)]
@@ -192,16 +192,21 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, stop_token_id: int) 
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _pre_tokenizer(state: Mapping[str, Any]) -> str:
+def pre_tokenizer_name(state: Mapping[str, Any]) -> str:
     """llama.cpp's name for how the text is cut before BPE. Raises ConfigError for one that is not known."""
-    text = json.dumps(state.get("pre_tokenizer"))
+    pre = state.get("pre_tokenizer") or {}
+    text = json.dumps(pre)
     if state["model"].get("type") == "BPE" and r"\\p{N}{1,3}" in text:
         return "llama-bpe"
     if state["model"].get("type") == "BPE" and '"individual_digits": true' in text:
         return "smollm"
+    if pre.get("type") == "ByteLevel" and pre.get(
+        "use_regex"
+    ):  # nothing but GPT-2's own regular expression
+        return "gpt-2"
     raise ConfigError(
-        "This model's tokenizer is neither Llama 3's nor SmolLM's, and its name in GGUF is not known; export it with "
-        "--merged, and convert that with llama.cpp's own script."
+        "This model's tokenizer is neither Llama 3's, SmolLM's nor GPT-2's, and its name in GGUF is not known; export "
+        "it with --merged, and convert that with llama.cpp's own script."
     )
 
 

@@ -106,6 +106,7 @@ class MemoryMeter:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._start = 0.0
+        self._highest = 0.0  # before the last reset
         if machine.has_cuda:
             torch.cuda.reset_peak_memory_stats()
 
@@ -119,6 +120,18 @@ class MemoryMeter:
         peak = max(self._peak(), self._start)
         return Memory(self._machine.name, peak, self._start, self._total())
 
+    def begin_step(self) -> None:
+        """Call before a step: what an evaluation took is not the step's."""
+        if self._machine.has_cuda:
+            self._highest = max(self._highest, self._peak())
+            torch.cuda.reset_peak_memory_stats()
+
+    def step(self) -> tuple[float, float | None]:
+        """GB of the step since `begin_step`: reserved and held by tensors at its peak (CUDA); resident now (CPU)."""
+        if self._machine.has_cuda:
+            return torch.cuda.max_memory_reserved() / GB, torch.cuda.max_memory_allocated() / GB
+        return self._now(), None
+
     def _now(self) -> float:
         if self._machine.has_cuda:
             return torch.cuda.memory_reserved() / GB
@@ -130,7 +143,7 @@ class MemoryMeter:
 
     def _peak(self) -> float:
         if self._machine.has_cuda:
-            return torch.cuda.max_memory_reserved() / GB
+            return max(self._highest, torch.cuda.max_memory_reserved() / GB)
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from trainer.durable import Written
+from trainer.probe import manifest_entry
 from trainer.record import RunRecord
 
 FORMAT = "lorachat-adapter/1"
@@ -115,6 +116,7 @@ def build_manifest(
         "recipe": record.recipe,
         "metrics": _metrics(record),
         "versions": record.versions,
+        "probe": manifest_entry(record.probe),
     }
 
 

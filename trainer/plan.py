@@ -14,6 +14,16 @@ from trainer.progress import Reporter
 
 LEARNING_RATES = (5e-5, 2e-3)  # between which adapters usually learn
 EVALUATIONS_OF_ALL = 2  # base and tuned, at the end
+# What a plan shows of MemoryParts: the words, the field.
+MEMORY_PARTS = (
+    ("weights", "weights"),
+    ("adapter and gradients", "adapter"),
+    ("optimiser", "optimiser"),
+    ("activations kept", "kept"),
+    ("one layer at work", "working"),
+    ("peak of the training", "training"),
+    ("evaluation, on top of the weights", "evaluation"),
+)
 
 
 @dataclass(frozen=True, slots=True)

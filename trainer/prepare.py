@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from transformers import AutoTokenizer
 
 from trainer.config import Recipe
 from trainer.dataset import PreparedData, prepare
 from trainer.errors import ConfigError
+from trainer.prepared_cache import cache_from
 from trainer.progress import Reporter
 from trainer.template import ChatTemplate, template_text
 
@@ -14,7 +17,8 @@ from trainer.template import ChatTemplate, template_text
 def prepare_data(recipe: Recipe, reporter: Reporter) -> tuple[ChatTemplate, PreparedData]:
     """Load the template and prepare the data, passing warnings on. Raises ConfigError and DataError."""
     template = load_template(recipe)
-    data = prepare(recipe.data, template, recipe.model.max_seq_length, reporter)
+    cache = cache_from(os.environ)
+    data = prepare(recipe.data, template, recipe.model.max_seq_length, reporter, cache)
     for warning in data.warnings:
         reporter.warn(warning)
     reporter.say(f"{len(data.train)} rows to train on, {len(data.test)} held out")

@@ -45,6 +45,10 @@ class HistoryPoint:
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None  # real tokens, padding not counted
+    memory_gb: float | None = (
+        None  # of a step: reserved at its peak (CUDA), resident after it (CPU); GB = 1e9 bytes
+    )
+    allocated_gb: float | None = None  # of a step, CUDA: held by tensors at its peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,19 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Expectation:
+    """What the plan says of this run beforehand. None: it has no figure for this machine. Times are for one card."""
+
+    steps: int
+    tokens: int  # real tokens of all steps
+    card: str | None = None  # the card of the plan that this machine's is
+    train_seconds: float | None = None
+    evaluation_seconds: float | None = None
+    step_gb: float | None = None  # held by tensors at the peak of a step; GB = 1e9 bytes
+    peak_gb: float | None = None  # reserved, evaluations included
+
+
+@dataclass(frozen=True, slots=True)
 class BaseModel:
     """The float base the adapter belongs to, and what it was really trained on."""
 
@@ -117,6 +134,15 @@ class BaseModel:
     trained_on_id: str
     trained_on_revision: str | None
     quantization: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """PEFT's natural log-probabilities of token_ids[1:] on the float32 base; or, in `absent`, why there are none."""
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    absent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +175,5 @@ class RunRecord:
     masked_samples: tuple[MaskedSample, ...]
     warnings: tuple[str, ...] = field(default=())
     float_losses: tuple[FloatBaseLoss, ...] = field(default=())
+    probe: Probe = field(default=Probe(absent="the run computed none"))
+    expected: Expectation | None = None

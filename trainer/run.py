@@ -14,23 +14,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.auto_batch import pass_setting, with_smaller_passes
+from trainer.base_model import base_model
 from trainer.checkpoints import newest_sealed, remove_broken, step_of
 from trainer.config import Recipe
 from trainer.environment import hush_libraries, prepare_environment, versions
-from trainer.errors import ConfigError, Interrupted, RetryableError, TrainingError
-from trainer.hub import commit_of
+from trainer.errors import (
+    ConfigError,
+    DiskFull,
+    Interrupted,
+    OutOfMemory,
+    TrainerError,
+    TrainingError,
+)
+from trainer.full_disk import disk_full, is_full_disk
 from trainer.identity import check_identity, data_fingerprint, recipe_facts, text_fingerprint
 from trainer.outcome import Outcome, earlier_outcome, write_outcome
 from trainer.output_lock import output_lock
 from trainer.processes import is_main, process_count
 from trainer.progress import Reporter, Silent
 from trainer.recipe_file import dump_recipe
-from trainer.record import BaseModel, FloatBaseLoss, HistoryPoint, RunRecord, SourceLoss
+from trainer.record import (
+    FloatBaseLoss,
+    HistoryPoint,
+    Probe,
+    RunRecord,
+    SourceLoss,
+)
 from trainer.request import RunRequest, check_request, needs_hub
 
 if TYPE_CHECKING:
     from trainer.backends.base import Backend, LoadedModel
     from trainer.dataset import PreparedData
+    from trainer.machine import MemoryMeter
     from trainer.template import ChatTemplate
 
 
@@ -49,7 +64,8 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult | No
 
     Writes OUTPUT/adapter, OUTPUT/report, OUTPUT/recipe.yaml and, last, OUTPUT/complete.json. None in all processes but
     the main one. Raises ConfigError or DataError before the first step; Interrupted after SIGTERM, with a checkpoint
-    saved; RetryableError if memory does not suffice; TrainingError if the losses are not numbers or publishing fails.
+    saved; OutOfMemory; DiskFull, with what was complete kept; TrainingError if the losses are not numbers or publishing
+    fails.
     """
     began, started = time.monotonic(), datetime.now(UTC)
     say = (reporter or Silent()) if is_main() else Silent()
@@ -59,7 +75,12 @@ def run(request: RunRequest, reporter: Reporter | None = None) -> RunResult | No
             f"{request.output} holds a complete run already; choose another --output."
         )
     with output_lock(request.output):
-        return _locked_run(request, began, started, say)
+        try:
+            return _locked_run(request, began, started, say)
+        except Exception as error:
+            if isinstance(error, TrainerError) or not is_full_disk(error):
+                raise
+            raise disk_full(request.output) from error
 
 
 def _locked_run(
@@ -68,7 +89,8 @@ def _locked_run(
     prepare_environment(needs_hub=needs_hub(request.recipe))
 
     from trainer.backends.select import select_backend  # noqa: PLC0415
-    from trainer.float_base import float_base_losses, float_rows  # noqa: PLC0415
+    from trainer.expectation import expectation  # noqa: PLC0415
+    from trainer.float_base import float_rows, on_float_base  # noqa: PLC0415
     from trainer.machine import (  # noqa: PLC0415
         MemoryMeter,
         free_memory,
@@ -76,8 +98,11 @@ def _locked_run(
         this_machine,
     )
     from trainer.padding_free import padding_free_problem  # noqa: PLC0415
+    from trainer.probe import peft_probe, probe_ids  # noqa: PLC0415
+    from trainer.trackers import check_trackers  # noqa: PLC0415
 
     recipe = with_smaller_passes(request.recipe, request.output)
+    check_trackers(recipe)
     machine = this_machine()
     backend = select_backend(recipe, machine)
     backend.activate()
@@ -107,7 +132,9 @@ def _locked_run(
             f"The base model does not fit into what is free of the {memory.read().total_gb:.0f} GB of {machine.name}. "
             "End what else holds memory there (nvidia-smi shows it), set model.load_in_4bit=true, or take a larger GPU."
         ) from error
-    base = _base(recipe, loaded)  # before the training: what it finds wrong must not cost a run
+    base = base_model(
+        recipe, loaded
+    )  # before the training: what it finds wrong must not cost a run
     if is_main():
         check_identity(
             request.output,
@@ -121,16 +148,28 @@ def _locked_run(
                 "processes": str(process_count()),
             },
         )
+    expected = expectation(
+        recipe, loaded.model.config, data, machine, padding_free=loaded.padding_free
+    )
     memory.mark_start()
     stop_token_ids = template.stop_token_ids(loaded.model.generation_config.eos_token_id)
     try:
         judged = _train_and_judge(
-            recipe, machine, backend, loaded, template, data, stop_token_ids, request.output, say
+            recipe,
+            machine,
+            backend,
+            loaded,
+            template,
+            data,
+            stop_token_ids,
+            request.output,
+            memory,
+            say,
         )
     except (RuntimeError, MemoryError) as error:
         if not lacks_memory(error):
             raise
-        raise RetryableError(
+        raise OutOfMemory(
             f"The memory of {machine.name} ({memory.read().total_gb:.0f} GB) does not suffice. Start again with "
             "--auto-batch, which makes the forward passes smaller and keeps the rows of a step, or lower "
             f"{pass_setting(recipe)} yourself; the run goes on from its last checkpoint."
@@ -143,21 +182,31 @@ def _locked_run(
     _save(loaded, template, adapter)
     peak = memory.read()
     float_losses: tuple[FloatBaseLoss, ...] = ()
-    if quantised is not None:
-        say.say("Measuring the losses on the float32 base, which the adapter is served on")
+    if backend.name == "peft" and loaded.dtype == "float32" and not (quantised or machine.has_cuda):
+        # In memory lies what is served, untouched but for the adapter: no need to load it again.
+        probe = peft_probe(loaded.model.unload(), adapter, probe_ids(template))
+    elif quantised is not None or loaded.float_folder is not None:
+        say.say("Measuring on the float32 base, which the adapter is served on")
         loaded = replace(loaded, model=None)
         free_memory(machine)
-        where = recipe.model.base if loaded.float_folder else recipe.base_id
-        float_losses, problem = float_base_losses(
-            where,
+        rows = recipe.evaluation.float_base_rows if quantised is not None else 0
+        measured = on_float_base(
+            recipe.model.base if loaded.float_folder else recipe.base_id,
             adapter,
-            float_rows(data, recipe.evaluation.float_base_rows, recipe.data.seed),
+            float_rows(data, rows, recipe.data.seed) if rows else (),
             template.tokenizer.pad_token_id,
             quantised,
+            probe_ids(template),
         )
-        if problem:
-            warnings.append(problem)
-            say.warn(problem)
+        float_losses, probe = measured.losses, measured.probe
+        if measured.problem:
+            warnings.append(measured.problem)
+            say.warn(measured.problem)
+    else:
+        probe = Probe(
+            absent=f"the float32 weights of {recipe.base_id} were not at hand where it was trained, and"
+            " evaluation.float_base_rows is 0"
+        )
     record = RunRecord(
         name=request.name,
         backend=backend.name,
@@ -189,6 +238,8 @@ def _locked_run(
         masked_samples=data.samples,
         warnings=tuple(warnings),
         float_losses=float_losses,
+        probe=probe,
+        expected=expected,
     )
     return _conclude(request, record, adapter, began, say)
 
@@ -202,6 +253,7 @@ def _train_and_judge(
     data: PreparedData,
     stop_token_ids: tuple[int, ...],
     output: Path,
+    memory: MemoryMeter,
     say: Reporter,
 ) -> tuple[Any, tuple[SourceLoss, ...], tuple[Any, ...], Any] | None:
     """None in all processes but the main one: their work is done with the last step."""
@@ -227,6 +279,7 @@ def _train_and_judge(
         data.epoch,
         checkpoints,
         lambda: total(meter.measure(curve)).mean,
+        memory,
         say.bar("Training", recipe.training.max_steps),
         say,
     )
@@ -278,27 +331,6 @@ def _final_train_loss(history: tuple[HistoryPoint, ...]) -> float:
     )
 
 
-def _base(recipe: Recipe, loaded: LoadedModel) -> BaseModel:
-    digest = None
-    if loaded.float_folder is not None:
-        from trainer.weights import weights_digest  # noqa: PLC0415
-
-        digest = weights_digest(loaded.float_folder)
-    revision = loaded.trained_on_revision
-    if loaded.trained_on_id != recipe.base_id:  # trained on a copy; the adapter names the original
-        asked = recipe.model.revision if recipe.model.base_id is None else None
-        revision = commit_of("model", recipe.base_id, asked)
-    return BaseModel(
-        id=recipe.base_id,
-        revision=revision,
-        architecture=loaded.architecture,
-        weights_digest=digest,
-        trained_on_id=loaded.trained_on_id,
-        trained_on_revision=loaded.trained_on_revision,
-        quantization=loaded.quantization,
-    )
-
-
 def _save(loaded: LoadedModel, template: ChatTemplate, folder: Path) -> None:
     """The adapter, its tokenizer and its frozen template: all of it, or nothing under this name."""
     staging = folder.with_name(f".tmp-{folder.name}")
@@ -328,6 +360,8 @@ def _conclude(
             published = published_already(adapter, record.name, request.adapters)
             published = published or publish(adapter, record, report, request.adapters)
         except PublishError as error:
+            if is_full_disk(error):
+                raise DiskFull(f"{error} The adapter is whole in {adapter}.") from error
             raise TrainingError(f"{error} The adapter is whole in {adapter}.") from error
         say.say(f"Published: {published}")
     write_outcome(

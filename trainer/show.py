@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +29,9 @@ COLUMNS = (
 OPEN, CLOSE = "⟦", "⟧"
 
 
-def show_data(data: PreparedData, console: Console | None = None) -> None:
+def show_data(
+    data: PreparedData, samples: Sequence[MaskedSample], console: Console | None = None
+) -> None:
     """Print the counts and the samples on standard output."""
     out = console or Console()
     table = Table(title="Rows and tokens by source", title_justify="left")
@@ -43,7 +47,7 @@ def show_data(data: PreparedData, console: Console | None = None) -> None:
             markup=False,
             highlight=False,
         )
-    for number, sample in enumerate(data.samples, start=1):
+    for number, sample in enumerate(samples, start=1):
         out.rule(f"Sample {number} ({sample.source}); trained text is in {OPEN} {CLOSE}")
         out.print(marked(sample), soft_wrap=True)
 

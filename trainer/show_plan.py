@@ -7,7 +7,7 @@ from rich.table import Table
 
 from trainer.config import Recipe
 from trainer.estimate import MemoryParts
-from trainer.plan import Plan, old_card
+from trainer.plan import MEMORY_PARTS, Plan, old_card
 from trainer.summary import duration
 
 
@@ -53,15 +53,7 @@ def _memory_table(plan: Plan) -> Table:
         ways.append(plan.packed_memory)
     table.add_column("padded", justify="right")
     ways.append(plan.padded_memory)
-    for label, name in (
-        ("weights", "weights"),
-        ("adapter and gradients", "adapter"),
-        ("optimiser", "optimiser"),
-        ("activations kept", "kept"),
-        ("one layer at work", "working"),
-        ("peak of the training", "training"),
-        ("evaluation, on top of the weights", "evaluation"),
-    ):
+    for label, name in MEMORY_PARTS:
         table.add_row(label, *(f"{getattr(way, name):.2f}" for way in ways))
     if plan.float_base_gb:
         table.add_row("float32 base, after the run", *[f"{plan.float_base_gb:.2f}"] * len(ways))

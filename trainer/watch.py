@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from trainer.checkpoints import seal
 from trainer.config import Recipe
 from trainer.interruption import StopRequest
+from trainer.machine import MemoryMeter
 from trainer.processes import is_main, process_count
 from trainer.progress import Bar
 from trainer.record import HistoryPoint
@@ -36,6 +37,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         curve_loss: Callable[[], float],
         bar: Bar,
         stop: StopRequest,
+        memory: MemoryMeter,
         steps_per_epoch: float,
     ) -> None:
         self._every = recipe.evaluation.eval_steps
@@ -44,6 +46,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         self._curve_loss = curve_loss
         self._bar = bar
         self._stop = stop
+        self._memory = memory
         self._steps_per_epoch = steps_per_epoch
         self._points: dict[int, dict[str, float]] = {}
         self._began = 0.0
@@ -53,6 +56,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         self._logged = (0.0, 0)  # training seconds and tokens at the last log
         self.train_seconds = 0.0
         self.on_best: Callable[[], None] | None = None
+        self.log: Callable[[dict[str, float]], None] | None = None  # tells the experiment trackers
         self.stopped_early = False
 
     def resume(self, checkpoint: Path) -> None:
@@ -79,6 +83,10 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         self._began = time.monotonic()
         self._paused = 0.0
 
+    def on_step_begin(self, _args: Any, _state: Any, _control: Any, **_kwargs: Any) -> None:
+        """A step begins, accumulation included."""
+        self._memory.begin_step()
+
     def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **kwargs: Any) -> None:
         """The learning rate that this step will use."""
         rate = kwargs["optimizer"].param_groups[0]["lr"]
@@ -88,7 +96,12 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
     def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """A step is done; evaluate if it is time, and stop if that is wanted."""
         self.train_seconds = self._before + time.monotonic() - self._began - self._paused
-        self._note(state.global_step, epoch=state.global_step / self._steps_per_epoch)
+        held, allocated = self._memory.step()
+        self._note(
+            state.global_step, epoch=state.global_step / self._steps_per_epoch, memory_gb=held
+        )
+        if allocated is not None:
+            self._note(state.global_step, allocated_gb=allocated)
         self._bar.advance()
         if state.global_step % self._every == 0 or state.global_step == self._last:
             self._evaluate(state.global_step)
@@ -159,6 +172,8 @@ class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers has no typ
         before = min(self._evaluations(), default=math.inf)
         loss = self._curve_loss()
         self._note(step, eval_loss=loss)
+        if self.log is not None:
+            self.log({"eval_loss": loss})
         if loss < before and self.on_best is not None:
             self.on_best()
         self._paused += time.monotonic() - started

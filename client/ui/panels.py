@@ -1,6 +1,6 @@
 """The Status and Adapters pages as HTML. Knows what is shown, not where it comes from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +9,23 @@ from jinja2 import Environment, FileSystemLoader
 from client.errors import ChatError
 from client.figures import seconds
 from client.metrics import History
+from client.types import Standing
 from client.ui.catalog import Catalog
 from client.volume import Version
 
 NOTHING = "–"
+_NOTHING_TOLD: Mapping[str, Standing] = {}
+# The server's words for where a served version is.
+_MEMORY = {
+    "serving": "answering",
+    "loaded": "in memory",
+    "pinned": "pinned in memory",
+    "available": "loaded on demand",
+}
+_NO_REASON = {
+    "unloaded": "an operator took it out of service",
+    "draining": "it was removed; answers that began with it go on",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +57,16 @@ def status_page(server: str, catalog: Catalog, history: History | None, keep_sec
     )
 
 
-def adapters_page(catalog: Catalog, versions: Sequence[Version] | None) -> str:
-    """What the server lists, joined with what lies on the volume (None: there is no volume here)."""
-    rows = adapter_rows(catalog, versions or ())
+def adapters_page(
+    catalog: Catalog,
+    versions: Sequence[Version] | None,
+    standings: Mapping[str, Standing] | None = None,
+) -> str:
+    """What the server lists, joined with what lies on the volume (None: there is no volume here).
+
+    standings: what the server tells an operator; None where it does not.
+    """
+    rows = adapter_rows(catalog, versions or (), standings or {})
     names = dict.fromkeys(row.version.name for row in rows)
     return _TEMPLATES.get_template("adapters.html.j2").render(
         base=next((m for m in catalog.models if m.is_base), None),
@@ -56,12 +76,14 @@ def adapters_page(catalog: Catalog, versions: Sequence[Version] | None) -> str:
     )
 
 
-def adapter_rows(catalog: Catalog, versions: Sequence[Version]) -> list[Row]:
+def adapter_rows(
+    catalog: Catalog, versions: Sequence[Version], standings: Mapping[str, Standing] = _NOTHING_TOLD
+) -> list[Row]:
     """One row for each version that is served or on the volume, by name and then newest first."""
     served = {model.id: model for model in catalog.models if model.is_pinned}
     latest = {m.root for m in catalog.models if not m.is_base and not m.is_pinned}
     on_volume = {version.id: version for version in versions}
-    for name in served.keys() - on_volume.keys():
+    for name in (served.keys() | standings.keys()) - on_volume.keys():
         adapter, _, number = name.partition("@")
         on_volume[name] = Version(adapter, number, is_latest=name in latest)
     base = next((m.root for m in catalog.models if m.is_base), None)
@@ -69,11 +91,21 @@ def adapter_rows(catalog: Catalog, versions: Sequence[Version]) -> list[Row]:
     for name in sorted(on_volume, key=lambda n: (n.partition("@")[0], _descending(n))):
         version, model = on_volume[name], served.get(name)
         if model is not None:
-            words = "served · latest" if name in latest else "served"
-            rows.append(Row(version, "served", words, digest=model.digest))
+            words = ["served", *(["latest"] if name in latest else [])]
+            if name in standings and standings[name].state in _MEMORY:
+                words.append(_MEMORY[standings[name].state])
+            rows.append(Row(version, "served", " · ".join(words), digest=model.digest))
+        elif name in standings:
+            rows.append(_told(version, standings[name]))
         else:
             rows.append(_not_served(version, catalog.error, base))
     return rows
+
+
+def _told(version: Version, standing: Standing) -> Row:
+    """A version that is not served, in the server's own words."""
+    reason = standing.reason or _NO_REASON.get(standing.state, "")
+    return Row(version, "refused", standing.state, reason[:1].upper() + reason[1:])
 
 
 def _not_served(version: Version, error: ChatError | None, base: str | None) -> Row:
@@ -81,7 +113,9 @@ def _not_served(version: Version, error: ChatError | None, base: str | None) -> 
         return Row(version, "broken", "unreadable", version.problem)
     if error is not None:
         return Row(version, "unknown", "server not ready")
-    reason = "The server does not list it: its log says why it refused this version."
+    reason = (
+        "The server does not list it. With an operator's key this page says why; so does its log."
+    )
     if base and version.base and version.base.split("/")[-1] != base.split("/")[-1]:
         reason = f"It was trained for {version.base}; the server's base is {base}. {reason}"
     return Row(version, "refused", "not served", reason)

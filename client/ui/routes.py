@@ -190,10 +190,13 @@ def build_routes(client: ChatClient, volume: Path | None, votes: VoteFile) -> AP
     @router.get("/panels/adapters")
     async def adapters(key: Key = None) -> Response:
         try:
-            catalog = await look(keyed(key))
+            asked = keyed(key)
+            catalog = await look(asked)
+            standings = None if catalog.error else await asked.standings()
         except ChatError as error:
-            catalog = Catalog(error=error)
-        return HTMLResponse(panels.adapters_page(catalog, await run_in_threadpool(versions)))
+            catalog, standings = Catalog(error=error), None
+        found = await run_in_threadpool(versions)
+        return HTMLResponse(panels.adapters_page(catalog, found, standings))
 
     @router.get("/reports/{name}/{version}")
     def report(name: str, version: str, scheme: Literal["light", "dark"] | None = None) -> Response:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from server.adapter_types import AdapterLease
+from server.api.allowed_models import find_model
 from server.api.caller import Caller
 from server.api.chat_answer import ChoiceReader
 from server.api.logprobs import LogprobWriter
@@ -21,12 +23,7 @@ from server.api.service import Service
 from server.api.structure import structure_of
 from server.errors import InvalidRequestError
 from server.grammar.constraint import GrammarConstraint
-from server.types import (
-    ChatOptions,
-    GenerationRequest,
-    Message,
-    TokenConstraint,
-)
+from server.types import ChatOptions, GenerationRequest, Message, TokenConstraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +40,16 @@ async def start_chat(
     """Raises a ServerError, and then nothing was queued."""
     clock = Clock(begun=time.perf_counter())
     check_chat(chat)
-    model = service.catalogue.find(chat.model)
+    model = find_model(service.catalogue, caller, chat.model)
     n = check_n(service, chat)
+    field = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
+    check_limit(service, chat.token_limit, field)
     messages = to_messages(chat.messages)
     structure = structure_of(chat, model.tokenizer.chat_template)
     options = chat_options(chat, messages, structure.tools)
     # Rendering and tokenising a long conversation takes time: not on the event loop.
     prompt_ids = await asyncio.to_thread(model.tokenizer.encode_chat, messages, options)
+    check_caller(service, caller, len(prompt_ids))
     limit = chat.token_limit
     if limit is None:
         limit = service.default_max_tokens(len(prompt_ids))
@@ -65,6 +65,7 @@ async def start_chat(
         new_constraint = await service.grammars.compile(
             structure.grammar, model.tokenizer, model.stop_token_ids, structure.param
         )
+    lease = await service.lease(model)
     run = submit(
         service,
         GenerationRequest(
@@ -74,10 +75,14 @@ async def start_chat(
             params=params,
             n=n,
             cache_scope=caller.cache_scope(chat.cache_salt),
+            tenant=caller.key_name,
         ),
         clock,
+        caller,
         new_constraint,
+        lease,
     )
+    run.messages = messages
     writer = LogprobWriter(model.tokenizer)
     readers = [ChoiceReader(run.request, structure.new_parser, writer, num_top) for _ in range(n)]
     return ChatRun(run, readers)
@@ -87,9 +92,14 @@ def submit(
     service: Service,
     request: GenerationRequest,
     clock: Clock,
+    caller: Caller,
     new_constraint: Callable[[], GrammarConstraint] | None = None,
+    lease: AdapterLease | None = None,
 ) -> Run:
-    """Raises what the engine raises, and then nothing was queued."""
+    """Raises what the engine raises, and then nothing was queued. check_caller comes first.
+
+    lease: of the model's adapter; it ends with the run, or here.
+    """
     constraints: list[GrammarConstraint] = []
     if new_constraint is not None:
         make = new_constraint
@@ -100,9 +110,33 @@ def submit(
 
         request = replace(request, new_constraint=remembered)
     clock.submitted = time.perf_counter()
-    generation = service.engine.submit(request)
-    service.metrics.submitted(request)
-    return Run(service, generation, request, clock, constraints)
+    if lease is not None:
+        request = replace(request, adapter=lease.adapter)
+    try:
+        generation = service.engine.submit(request)
+    except Exception:
+        if lease is not None:
+            lease.release()
+        raise
+    quota = None if caller.key is None else caller.key.quota
+    if quota is not None:
+        quota.spend_tokens(len(request.prompt_ids))
+    deadline = None
+    if caller.timeout_seconds is not None:
+        spent = clock.submitted - clock.begun
+        deadline = asyncio.get_running_loop().time() + caller.timeout_seconds - spent
+    run = Run(
+        service, generation, request, clock, constraints, lease, quota=quota, deadline=deadline
+    )
+    service.metrics.submitted(run)
+    return run
+
+
+def check_caller(service: Service, caller: Caller, prompt_tokens: int) -> None:
+    """Whether a request of this caller may join the queue. Raises UnavailableError or RateLimitError."""
+    service.check_open()
+    if caller.key is not None:
+        caller.key.quota.check_tokens(prompt_tokens)
 
 
 def check_n(service: Service, fields: SamplingFields) -> int:
@@ -112,6 +146,16 @@ def check_n(service: Service, fields: SamplingFields) -> int:
             f"'n': this server gives at most {service.max_choices} choices (got {n}).", param="n"
         )
     return n
+
+
+def check_limit(service: Service, limit: int | None, param: str) -> None:
+    most = service.max_answer_tokens
+    if limit is not None and most is not None and limit > most:
+        raise InvalidRequestError(
+            f"'{param}' is too large: {limit}. This model supports at most {most} completion tokens, whereas you"
+            f" provided {limit}.",
+            param=param,
+        )
 
 
 def check_chat(chat: ChatRequest) -> None:

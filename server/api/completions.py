@@ -7,8 +7,9 @@ import secrets
 import time
 from dataclasses import dataclass, replace
 
+from server.api.allowed_models import find_model
 from server.api.caller import Caller
-from server.api.chat import check_n, check_stream, submit
+from server.api.chat import check_caller, check_limit, check_n, check_stream, submit
 from server.api.run import Clock, Run
 from server.api.sampling import TokenBudget, sampling_params
 from server.api.schemas.completions import CompletionRequest
@@ -70,7 +71,8 @@ async def start_completion(
         raise InvalidRequestError(
             "'max_tokens' can be 0 only with 'echo', for the prompt alone.", param="max_tokens"
         )
-    model = service.catalogue.find(request.model)
+    check_limit(service, request.max_tokens, "max_tokens")
+    model = find_model(service.catalogue, caller, request.model)
     vocab_size = service.catalogue.vocab_size
     params = sampling_params(
         request,
@@ -83,8 +85,10 @@ async def start_completion(
         is_constrained=False,
     )
     encoded = await asyncio.to_thread(_encode, request, model, vocab_size)
+    check_caller(service, caller, sum(len(ids) for ids, _ in encoded))
     id_ = f"cmpl-{secrets.token_hex(12)}"
     started = CompletionRuns([], [text for _, text in encoded], n)
+    lease = await service.lease(model)
     try:
         for ids, _ in encoded:
             generation = GenerationRequest(
@@ -94,8 +98,13 @@ async def start_completion(
                 params=params,
                 n=n,
                 cache_scope=caller.cache_scope(request.cache_salt),
+                tenant=caller.key_name,
             )
-            started.runs.append(submit(service, generation, Clock(clock.begun)))
+            # One lease for all, shared: a second one could wait for the first to end.
+            shared = None if lease is None else lease.share()
+            started.runs.append(
+                submit(service, generation, Clock(clock.begun), caller, lease=shared)
+            )
     except ContextLengthError as error:
         started.close()
         error.param = "prompt"
@@ -103,6 +112,9 @@ async def start_completion(
     except Exception:
         started.close()
         raise
+    finally:
+        if lease is not None:
+            lease.release()
     return started
 
 

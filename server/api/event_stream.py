@@ -7,12 +7,13 @@ shares its cores with the model. This module does not know what the events say.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
+from server.api.run import Run
 from server.types import Event
 
 KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n").encode()
@@ -30,6 +31,9 @@ class Formatter(Protocol):
 
 class Source(Protocol):
     """Where the events come from: a run, or several."""
+
+    @property
+    def runs(self) -> Sequence[Run]: ...
 
     async def next_event(self) -> Event | None:
         """The next event; None after the last. Cancelling it loses nothing."""

@@ -1,36 +1,41 @@
-"""The door: API keys and body size, checked before anything of the request is read or believed."""
+"""The door: keys, ports, browsers, rates, sizes and times, checked before anything of a request is read or believed."""
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import re
-from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.caller import STATE, Caller, key_id, new_request_id
-from server.api.errors import describe, error_response
+from server.api.admin_access import administration, is_on_admin_port
+from server.api.browsers import check_browser
+from server.api.caller import STATE, Caller, new_request_id
+from server.api.deadline import timeout_seconds
+from server.api.errors import describe, error_response, nothing_there
+from server.api.keys import Key
 from server.api.metrics import Metrics
-from server.errors import AuthenticationError, BodyTooLargeError, RequestError
+from server.api.policy import Policy
+from server.errors import (
+    AuthenticationError,
+    BodyTooLargeError,
+    ForbiddenError,
+    HeadTooLargeError,
+    ServerError,
+    SlowBodyError,
+)
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Guard:
-    """ASGI middleware. keys: every accepted API key; none at all means no key is asked for.
+    """ASGI middleware. It also names the request (x-request-id, the caller's own if it sent a fit one) and counts its
+    outcome."""
 
-    It also names the request (x-request-id, the caller's own if it sent a fit one) and counts its outcome.
-    """
-
-    def __init__(
-        self, app: ASGIApp, keys: Sequence[str], max_body_bytes: int, metrics: Metrics
-    ) -> None:
+    def __init__(self, app: ASGIApp, policy: Policy, metrics: Metrics) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
-        self._key_ids = [key_id(key) for key in keys]
-        self._max_body_bytes = max_body_bytes
+        self._policy = policy
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,64 +45,130 @@ class Guard:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
+        key: Key | None = None
 
         async def named_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message.get("headers", ()),
                     (b"x-request-id", request_id.encode()),
+                    *(key.quota.headers() if key is not None else ()),
                 ]
-                self._metrics.responded(scope["method"], _handler(scope), message["status"])
+                self._metrics.responded(scope["method"], handler_of(scope), message["status"])
             await send(message)
 
-        caller = self._caller(headers)
-        if caller is None and scope["path"] not in OPEN_PATHS:
-            error = AuthenticationError(
-                "No valid API key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
-            )
-            await self._refuse(error, scope, receive, named_send)
+        if self._is_elsewhere(scope):
+            await nothing_there(scope["path"])(scope, receive, named_send)
             return
-        scope[STATE] = Caller(caller or "", request_id)
-        too_large = BodyTooLargeError(
-            f"The request body is larger than this server's limit of {self._max_body_bytes} bytes."
-        )
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
-            await self._refuse(too_large, scope, receive, named_send)
+        try:
+            self._check_head(scope)
+            key = self._key(scope, headers)
+            scope[STATE] = self._caller(scope, headers, key, request_id)
+            if key is not None and scope["method"] == "POST":
+                key.quota.take_request()
+            self._check_length(headers)
+        except ServerError as error:
+            response = error_response(error)
+            self._metrics.rejected(describe(error)[1]["error"]["code"], response.status_code)
+            await response(scope, receive, named_send)
             return
-        received = 0
+        await self._app(scope, self._bounded(receive), named_send)
 
-        async def counting_receive() -> Message:
-            # Chunked bodies announce no length, so what really arrives is counted too.
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                raise too_large
-            return message
+    def _is_elsewhere(self, scope: Scope) -> bool:
+        """Whether the path is answered at the other port only. (For admin routes, require_admin says so.)"""
+        port = self._policy.admin_port
+        if port is None:
+            return False
+        if self._is_on_admin_port(scope):
+            return not is_on_admin_port(scope["path"])
+        return port.takes_metrics and scope["path"] == "/metrics"
 
-        await self._app(scope, counting_receive, named_send)
+    def _is_on_admin_port(self, scope: Scope) -> bool:
+        """By the socket that the connection came to, which no caller can forge."""
+        port, server = self._policy.admin_port, scope.get("server")
+        return port is not None and server is not None and server[1] == port.number
 
-    async def _refuse(
-        self, error: RequestError, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        response = error_response(error)
-        self._metrics.rejected(describe(error)[1]["error"]["code"], response.status_code)
-        await response(scope, receive, send)
-
-    def _caller(self, headers: Headers) -> str | None:
-        """The id of the key that the request came with, or None if it came without a valid one."""
-        if not self._keys:
-            return ""
+    def _key(self, scope: Scope, headers: Headers) -> Key | None:
+        """The key that the request came with. Raises AuthenticationError or ForbiddenError."""
+        keyring = self._policy.keyring
         scheme, _, credential = headers.get("authorization", "").partition(" ")
         given = credential.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        # Every key is compared, in constant time, so that timing tells nothing about any of them.
-        matches = [hmac.compare_digest(given.encode(), key) for key in self._keys]
-        found = [key_id for key_id, matched in zip(self._key_ids, matches, strict=True) if matched]
-        return found[0] if found else None
+        key = keyring.find(given) if given else None
+        if key is not None or scope["path"] in OPEN_PATHS:
+            return key
+        # What the admin port answers on this machine is the admin routes' to refuse: there may be no key for it.
+        if keyring.is_open or (self._is_on_admin_port(scope) and not keyring.has_admin):
+            check_browser(headers, self._policy.cors_origins, self._policy.trusted_hosts)
+            return None
+        raise AuthenticationError(
+            "No valid API key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+        )
+
+    def _caller(self, scope: Scope, headers: Headers, key: Key | None, request_id: str) -> Caller:
+        if key is not None and key.models is not None and scope["path"] == "/metrics":
+            raise ForbiddenError("This key is for certain models; metrics tell of all of them.")
+        return Caller(
+            request_id,
+            key,
+            administration(
+                self._policy.keyring,
+                key,
+                has_port=self._policy.admin_port is not None,
+                on_port=self._is_on_admin_port(scope),
+            ),
+            timeout_seconds(headers, self._policy.request_seconds),
+        )
+
+    def _check_head(self, scope: Scope) -> None:
+        # h11 bounds a head that is not whole yet; one that comes in one piece may be much larger.
+        policy, lines = self._policy, scope["headers"]
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in lines)
+        if size > policy.max_head_bytes or len(lines) > policy.max_headers:
+            raise HeadTooLargeError(
+                f"The request's address and headers are larger than {policy.max_head_bytes} bytes, or more than"
+                f" {policy.max_headers}."
+            )
+
+    def _check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self._policy.max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> BodyTooLargeError:
+        return BodyTooLargeError(
+            f"The request body is larger than this server's limit of {self._policy.max_body_bytes} bytes."
+        )
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """receive, with a limit to what arrives and to the time that takes."""
+        received = 0
+        is_whole = False
+        deadline = asyncio.get_running_loop().time() + self._policy.stall_seconds
+
+        async def bounded() -> Message:
+            # Chunked bodies announce no length, so what really arrives is counted too.
+            nonlocal received, is_whole
+            if is_whole:
+                return await receive()  # waits for the caller to leave
+            try:
+                # One deadline for all of it: a byte now and then must not push it back.
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise SlowBodyError(
+                    f"The request body did not arrive within {self._policy.stall_seconds:g} seconds."
+                ) from None
+            received += len(message.get("body", b""))
+            if received > self._policy.max_body_bytes:
+                raise self._too_large()
+            is_whole = not message.get("more_body", False)
+            return message
+
+        return bounded
 
 
-def _handler(scope: Scope) -> str:
+def handler_of(scope: Scope) -> str:
     """The route's own path: paths are callers' words, and metrics must not grow with them."""
     route = scope.get("route")
     return getattr(route, "path", None) or "(none)"

@@ -19,11 +19,15 @@ _REF = "#/components/schemas/{model}"
 _STATUSES = {
     400: "A field is wrong; `error.param` names it.",
     401: "No valid API key.",
+    403: "Not for this caller.",
     404: "No such model, or nothing at this address.",
+    408: "The body did not arrive in time.",
     413: "The body is over the limit.",
-    429: "The queue is full; `Retry-After` says when to come back.",
+    431: "Address and headers are over the limit.",
+    429: "The queue is full, or the key has used up what it may; `Retry-After` says when to come back.",
     500: "The model failed on this request.",
     503: "The model is loading, or the server is going away.",
+    504: "The request was not finished within its time.",
 }
 # One event of the stream; `data` is a JSON object as text, or [DONE].
 _EVENT = {
@@ -43,7 +47,7 @@ def documented(
 ) -> dict[str, Any]:
     """Arguments for a route. Routes read their bodies themselves, so FastAPI cannot know of them."""
     extra: dict[str, Any] = {}
-    statuses = [401, 500, 503] + ([404] if not_found else [])
+    statuses = [401, 403, 500, 503] + ([404] if not_found else [])
     if request is not None:
         _requests[request.__name__] = request
         media = {

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from server.adapter_types import AdapterLease
+from server.api.quota import Quota
 from server.api.service import Service
 from server.engine.generation import Generation
-from server.errors import EngineError
+from server.errors import DeadlineError, EngineError
 from server.grammar.constraint import GrammarConstraint
 from server.types import (
     Delta,
@@ -19,12 +21,11 @@ from server.types import (
     Finished,
     FinishReason,
     GenerationRequest,
+    Message,
     ServedModel,
     Usage,
 )
 from server.version import VERSION
-
-log = logging.getLogger("lorachat.api")
 
 
 @dataclass(slots=True)
@@ -42,7 +43,10 @@ class Clock:
 class Run:
     """A generation and what is known of it so far. Taking an event observes it.
 
-    id: `chatcmpl-…` or the like. created: Unix seconds. constraints: made by the engine, one per choice.
+    id: `chatcmpl-…` or the like. created: Unix seconds. constraints: made by the engine, one per choice. lease: of the
+    adapter's weights. quota: what the answer's tokens are charged to. deadline: in the event loop's time; then the run
+    fails. messages: the conversation, where it is one. reasons, tokens_of_choice: by choice, of those that ended or
+    began.
     """
 
     service: Service
@@ -50,11 +54,22 @@ class Run:
     request: GenerationRequest
     clock: Clock
     constraints: list[GrammarConstraint] = field(default_factory=list)
+    lease: AdapterLease | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     completion_tokens: int = 0
     cached_tokens: int = 0
     has_failed: bool = False
+    quota: Quota | None = None
+    deadline: float | None = None
+    messages: Sequence[Message] = ()
+    reasons: dict[int, str] = field(default_factory=dict)
+    tokens_of_choice: dict[int, int] = field(default_factory=dict)
+    _texts: dict[int, list[str]] = field(default_factory=dict)
     _is_closed: bool = False
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        return (self,)
 
     @property
     def id(self) -> str:
@@ -73,21 +88,60 @@ class Run:
         """So far; completion tokens are counted as they come."""
         return Usage(len(self.request.prompt_ids), self.completion_tokens, self.cached_tokens)
 
+    @property
+    def outcome(self) -> str:
+        """finished, failed, or cancelled: the caller left, or has not read the end yet."""
+        if self.has_failed:
+            return "failed"
+        return "finished" if self.generation.is_finished else "cancelled"
+
+    @property
+    def phase(self) -> str:
+        """How far it came: queue, prompt or decode."""
+        if self.generation.begun is None:
+            return "queue"
+        return "prompt" if self.clock.first_token is None else "decode"
+
+    @property
+    def answers(self) -> list[str]:
+        """The text of each choice so far; empty unless the service keeps content."""
+        return ["".join(parts) for _, parts in sorted(self._texts.items())]
+
     async def next_event(self) -> Event | None:
         """The next event; None after the last. Cancelling it loses nothing."""
         if self.has_failed or self.generation.is_finished:
             return None
-        return self._observe(await self.generation.next_event())
+        return self._observe(await self._in_time())
+
+    async def _in_time(self) -> Event:
+        if self.deadline is None:
+            return await self.generation.next_event()
+        try:
+            # Asked for first: events that lie ready are taken without waiting, and so without a timeout.
+            if asyncio.get_running_loop().time() < self.deadline:
+                async with asyncio.timeout_at(self.deadline):
+                    return await self.generation.next_event()
+        except TimeoutError:
+            pass
+        self.generation.cancel()  # nothing of it is computed any further
+        return Failed(
+            DeadlineError(
+                "The request was not finished within its time. It is the server's limit, or less if the header"
+                " 'x-request-timeout' says so."
+            )
+        )
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while (event := await self.next_event()) is not None:
             yield event
 
     def _observe(self, event: Event) -> Event:
-        if isinstance(event, Delta):
+        if isinstance(event, Delta | Finished):
             self._count(event.index, len(event.token_ids))
-        elif isinstance(event, Finished):
-            self._count(event.index, len(event.token_ids))
+            if self.service.keeps_content:
+                self._texts.setdefault(event.index, []).append(event.text)
+        if isinstance(event, Finished):
+            self.reasons[event.index] = event.reason.value
             self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
             self.service.metrics.finished(event)
             if any(constraint.failure for constraint in self.constraints):
@@ -110,31 +164,19 @@ class Run:
             self.service.metrics.inter_token.observe(now - before)
         clock.last_of_choice[index] = clock.last_token = now
         self.completion_tokens += num_tokens
+        if self.quota is not None:
+            self.quota.spend_tokens(num_tokens)
+        self.tokens_of_choice[index] = self.tokens_of_choice.get(index, 0) + num_tokens
 
     def close(self) -> None:
-        """Stop computing, count and log. Safe any number of times; the first one counts."""
+        """Stop computing and count. Safe any number of times; the first one counts."""
         self.generation.cancel()
         if self._is_closed:
             return
         self._is_closed = True
-        outcome = "finished" if self.generation.is_finished else "cancelled"
-        if self.has_failed:
-            outcome = "failed"
-        now, clock = time.perf_counter(), self.clock
-        self.service.metrics.ended(self.request, outcome, clock, self.usage)
-        first = clock.first_token
-        log.info(
-            "%s model=%s prompt_tokens=%d cached_tokens=%d completion_tokens=%d outcome=%s seconds=%.3f"
-            " first_token_seconds=%s",
-            self.id,
-            self.model,
-            len(self.request.prompt_ids),
-            self.cached_tokens,
-            self.completion_tokens,
-            outcome,
-            now - clock.begun,
-            f"{first - clock.begun:.3f}" if first is not None else "-",
-        )
+        if self.lease is not None:
+            self.lease.release()
+        self.service.metrics.ended(self)
 
     def timings(self) -> dict[str, float | int]:
         """Durations in llama-server's words: milliseconds, and tokens per second."""

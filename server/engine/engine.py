@@ -12,9 +12,12 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from server.engine.drain_rate import DrainRate
+from server.engine.admission import Admission
 from server.engine.generation import Generation, deliver
 from server.engine.rows import check_results
 from server.engine.scheduler import Limits, Scheduler
@@ -25,7 +28,6 @@ from server.errors import (
     EngineDeadError,
     EngineError,
     InvalidRequestError,
-    OverloadedError,
     UnavailableError,
 )
 from server.step import Runner
@@ -37,7 +39,10 @@ log = logging.getLogger("lorachat.engine")
 
 # A step that fails is the fault of its requests, until it happens this often with no good step between.
 MAX_FAILED_STEPS = 3
+T = TypeVar("T")
 DEAD = "The engine has stopped after a failure and cannot go on."
+# No step of a machine that can serve takes so long: whoever waits for it waits for ever.
+MAX_STEP_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +57,45 @@ class _Cancel:
     key: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    work: Callable[[], object]
+    future: Future[Any]
+
+
 class Engine:
     """Runs steps as long as there is work. submit() and cancel() may be called from any thread.
 
     max_context: tokens of prompt and answer together. max_waiting: sequences that may wait beside max_running that run.
+    max_waiting_tokens: prompt tokens that may wait, not counting a prompt that waits alone; None: as many as the KV
+    cache holds.
     """
 
     def __init__(
-        self, runner: Runner, limits: Limits, *, max_context: int, max_waiting: int
+        self,
+        runner: Runner,
+        limits: Limits,
+        *,
+        max_context: int,
+        max_waiting: int,
+        max_waiting_tokens: int | None = None,
     ) -> None:
         self._runner = runner
         self._scheduler = Scheduler(
             limits, num_blocks=runner.num_blocks, block_size=runner.block_size
         )
         self._max_tokens = min(max_context, runner.num_blocks * runner.block_size)
-        self._room = limits.max_running + max_waiting
-        self._inbox: deque[_Add | _Cancel] = deque()
+        self._inbox: deque[_Add | _Cancel | _Call] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._dead: Exception | None = None
-        # The three are guarded by _wake.
-        self._unfinished = 0  # sequences accepted and not ended
+        self._step_begun: float | None = None  # while the runner computes
+        # Guarded by _wake, as is what they say.
+        self._admission = Admission(
+            limits.max_running + max_waiting,
+            max_waiting_tokens or runner.num_blocks * runner.block_size,
+        )
         self._stats = self._scheduler.stats
-        self._drain_rate = DrainRate()
         self._generations: dict[str, Generation] = {}  # engine thread only
         self._keys = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -92,14 +113,23 @@ class Engine:
 
     @property
     def failure(self) -> Exception | None:
-        """Why the engine is dead; None while it is well."""
+        """Why the engine is dead, or will never come back from a step; None while it is well."""
+        begun = self._step_begun
+        if self._dead is None and begun is not None:
+            seconds = time.monotonic() - begun
+            if seconds > MAX_STEP_SECONDS:
+                return TimeoutError(f"a step has been running for {seconds:.0f} s")
         return self._dead
 
     @property
     def stats(self) -> EngineStats:
         """May be read from any thread. Sequences that are accepted and do not run, wait."""
         with self._wake:
-            return replace(self._stats, waiting=self._unfinished - self._stats.running)
+            return replace(
+                self._stats,
+                waiting=self._admission.unfinished - self._stats.running,
+                waiting_tokens=self._admission.waiting_tokens,
+            )
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request; must be called on the event loop that will read its events.
@@ -109,15 +139,14 @@ class Engine:
         """
         self._check_length(request)
         with self._wake:
-            self._check_open(
-                request.n
-            )  # before the work of making sequences, which a flood must not cost
+            # Before the work of making sequences, which a flood must not cost.
+            self._check_open(request)
         key = f"{request.id}#{next(self._keys)}"  # callers choose request.id, so it may repeat
         generation = Generation(request, functools.partial(self.cancel, key))
         sequences = _sequences(request, key)
         with self._wake:
-            self._check_open(request.n)
-            self._unfinished += request.n
+            self._check_open(request)
+            self._admission.enter(request.tenant, request.n, len(request.prompt_ids))
             self._inbox.append(_Add(generation, key, sequences))
             self._wake.notify()
         return generation
@@ -126,6 +155,25 @@ class Engine:
         with self._wake:
             self._inbox.append(_Cancel(key))
             self._wake.notify()
+
+    def between_steps(self, work: Callable[[], T]) -> Future[T]:
+        """Run work in the engine's thread, between two steps; the future is done with what comes of it.
+
+        Answers wait while it runs. The future fails with UnavailableError or EngineDeadError when the engine has ended.
+        """
+        future: Future[T] = Future()
+        with self._wake:
+            if self._dead is not None or self._stopping:
+                future.set_exception(self._ended())
+                return future
+            self._inbox.append(_Call(work, future))
+            self._wake.notify()
+        return future
+
+    def _ended(self) -> Exception:
+        if self._dead is not None:
+            return EngineDeadError(DEAD)
+        return UnavailableError("The server is shutting down.")
 
     def _check_length(self, request: GenerationRequest) -> None:
         prompt, answer = len(request.prompt_ids), request.params.max_tokens
@@ -136,22 +184,15 @@ class Engine:
         if prompt + answer > limit:
             raise ContextLengthError(limit, prompt, answer if prompt < limit else None)
 
-    def _check_open(self, num_choices: int) -> None:
+    def _check_open(self, request: GenerationRequest) -> None:
         """Needs _wake."""
-        if self._dead is not None:
+        if self.failure is not None:
             raise EngineDeadError(DEAD)
         if self._stopping:
             raise UnavailableError(
                 "The server is shutting down. Try another, or again in a moment."
             )
-        excess = self._unfinished + num_choices - self._room
-        if excess > 0:
-            seconds = self._drain_rate.seconds_until(excess)
-            raise OverloadedError(
-                f"The server is busy: {self._unfinished} answers are running or waiting, and"
-                f" {self._room} is its limit. Try again in {seconds} s.",
-                retry_after=seconds,
-            )
+        self._admission.check(request.tenant, request.n, len(request.prompt_ids))
 
     # --- from here on: the engine's thread ---
 
@@ -169,8 +210,10 @@ class Engine:
             batch = self._scheduler.next_batch()
             if batch is None:
                 continue
-            self._account()
+            num_dequeued = self._account()
             try:
+                self._step_begun = time.monotonic()
+                self._note_begun()
                 results = self._runner.step(batch)
                 check_results(batch, results)
             except Exception as error:
@@ -182,9 +225,15 @@ class Engine:
                     self._die(error)
                     return
                 continue
+            finally:
+                self._step_begun = None
             failed_steps = 0
             said = self._scheduler.commit(batch, results)
-            self._publish(said, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            num_ended = sum(isinstance(event, Finished) for _, event in said)
+            self._publish(said)
+            with self._wake:
+                self._admission.observe(num_ended, num_dequeued, seconds)
         self._fail_all(UnavailableError("The server is shutting down."))
 
     def _take_inbox(self) -> bool:
@@ -197,9 +246,15 @@ class Engine:
             # All are known before anything is done: whatever fails from here on, they are told.
             added = [message for message in messages if isinstance(message, _Add)]
             self._generations.update({message.key: message.generation for message in added})
+            calls = [message for message in messages if isinstance(message, _Call)]
             if self._stopping:
+                for call in calls:
+                    _fail_call(call.future, self._ended())
                 # The scheduler will not know these.
-                self._unfinished -= sum(len(message.sequences) for message in added)
+                for add in added:
+                    request = add.generation.request
+                    self._admission.leave(request.tenant, request.n)
+                    self._admission.dequeue(request.tenant, len(request.prompt_ids))
                 return False
         for message in messages:
             match message:
@@ -208,31 +263,39 @@ class Engine:
                         self._scheduler.add(sequence)
                 case _Cancel(key):
                     self._end_request(key)
+                case _Call(work, future):
+                    _call(work, future)
         return True
 
-    def _account(self, num_ended: int = 0) -> None:
-        """Make public what the scheduler did: both numbers at once, so that none is ever seen running and ended."""
-        with self._wake:
-            self._unfinished -= num_ended
-            self._stats = self._scheduler.stats
+    def _account(self, ended: Iterable[Sequence] = ()) -> int:
+        """Make public what the scheduler did: all at once, so that none is ever seen running and ended.
 
-    def _publish(self, said: list[tuple[Sequence, Event]], step_seconds: float) -> None:
+        Returns the number of prompt tokens that ceased to wait.
+        """
+        dequeued = self._scheduler.take_dequeued()
+        with self._wake:
+            for sequence in dequeued:
+                self._admission.dequeue(sequence.tenant, sequence.queued_tokens)
+            for sequence in ended:
+                self._admission.leave(sequence.tenant)
+            self._stats = self._scheduler.stats
+        return sum(sequence.queued_tokens for sequence in dequeued)
+
+    def _publish(self, said: list[tuple[Sequence, Event]]) -> None:
         """Give each generation its events: one call into each event loop for all of a step."""
         outbox: dict[asyncio.AbstractEventLoop, list[tuple[Generation, Event]]] = {}
-        finished: list[str] = []
+        finished: list[Sequence] = []
         failed: dict[str, Exception] = {}
         for sequence, event in said:
             if isinstance(event, Failed):
                 failed.setdefault(sequence.request_id, event.error)
                 continue
             if isinstance(event, Finished):
-                finished.append(sequence.request_id)
+                finished.append(sequence)
             generation = self._generations[sequence.request_id]
             outbox.setdefault(generation.loop, []).append((generation, event))
-        self._account(len(finished))
-        with self._wake:
-            self._drain_rate.observe(len(finished), step_seconds)
-        for key in finished:
+        self._account(finished)
+        for key in {sequence.request_id for sequence in finished}:
             # Other choices of it may still run, or fail in this very step.
             if key not in failed and not self._scheduler.has_request(key):
                 self._generations.pop(key, None)
@@ -242,12 +305,20 @@ class Engine:
             log.error("an answer failed", exc_info=error.__cause__)
             self._fail(key, error)
 
+    def _note_begun(self) -> None:
+        """What goes before a request's first step is waiting, and is told apart from computing."""
+        now = time.perf_counter()
+        for key in self._scheduler.requests_in_step():
+            generation = self._generations[key]
+            if generation.begun is None:
+                generation.begun = now
+
     def _end_request(self, key: str, *, keep_tails: bool = True) -> Generation | None:
         """Take a request out, wherever it is. None if it had ended already."""
         generation = self._generations.get(key)
         if generation is None:
             return None
-        self._account(len(self._scheduler.remove(key, keep_tails=keep_tails)))
+        self._account(self._scheduler.remove(key, keep_tails=keep_tails))
         # Last, so that a request is still told of its end if removing it fails.
         del self._generations[key]
         return generation
@@ -267,8 +338,10 @@ class Engine:
             for message in self._inbox:
                 if isinstance(message, _Add):
                     self._generations[message.key] = message.generation
+                elif isinstance(message, _Call):
+                    _fail_call(message.future, self._ended())
             self._inbox.clear()
-            self._unfinished = 0
+            self._admission.clear()
             self._stats = replace(self._stats, running=0, blocks_used=0)
         log.critical("the engine has stopped: %s", type(cause).__name__)
         for generation in self._generations.values():  # nothing of the model is touched any more
@@ -289,14 +362,29 @@ def _sequences(request: GenerationRequest, key: str) -> tuple[Sequence, ...]:
                 prompt_ids=request.prompt_ids,
                 params=params,
                 stop_token_ids=request.model.stop_token_ids,
-                adapter=request.model.adapter,
+                adapter=request.adapter or request.model.adapter,
                 text=TextStream(decoder, params.stop, include_stop=params.include_stop),
                 cache_scope=request.cache_scope,
                 constraint=None if request.new_constraint is None else request.new_constraint(),
                 leader=sequences[0] if sequences else None,
+                tenant=request.tenant,
             )
         )
     return tuple(sequences)
+
+
+def _call(work: Callable[[], T], future: Future[T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except Exception as error:
+        future.set_exception(error)
+
+
+def _fail_call(future: Future[Any], error: Exception) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
 
 
 def _step_failure(error: Exception) -> EngineError:

@@ -20,6 +20,8 @@ class Generation:
         self._cancel = cancel
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._open_choices = request.n
+        # time.perf_counter() of its first step; None while it waits. Set by the engine's thread.
+        self.begun: float | None = None
 
     @property
     def is_finished(self) -> bool:

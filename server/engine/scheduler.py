@@ -1,18 +1,22 @@
 """Who computes what next. Pure Python over plain data: it knows no tensors, no threads and no text.
 
-Policy: first come, first served. In every step each decoding row advances; prompts fill what is left of the step's
-tokens, oldest first, in pieces. KV blocks are given out as text grows; when there are none left, the youngest running
-sequence goes back to the front of the queue, and what it had computed stays in the prefix cache while there is room.
-The oldest is never sent back, so everything ends.
+Policy: in every step each decoding row advances; prompts fill what is left of the step's tokens, in pieces. Their
+turns go to the tenant (an API key) for whom least was computed, and within one to who came first; without keys all are
+one tenant. Whoever's turn it is and finds no KV blocks holds up all that wait, so that smaller ones cannot starve it.
+KV blocks are given out as text grows; when there are none left, the running sequence that was let in last goes back to
+wait, before all others of its tenant, and what it had computed stays in the prefix cache while there is room. The one
+that was let in first is never sent back, so everything ends.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import deque
 from dataclasses import dataclass
 
 from server.engine.blocks import BlockPool
 from server.engine.drafts import MAX_DRAFTS, Drafter, break_even
+from server.engine.fair_share import FairShare
 from server.engine.rows import decoding_row, prefill_row
 from server.engine.sequence import Sequence
 from server.errors import EngineError
@@ -50,10 +54,10 @@ class Scheduler:
     def __init__(self, limits: Limits, *, num_blocks: int, block_size: int) -> None:
         self.limits = limits
         self.pool = BlockPool(num_blocks, block_size)
+        self._shares = FairShare()
         self._arrivals = 0
-        # Both in order of arrival.
-        self._waiting: list[Sequence] = []
-        self._running: list[Sequence] = []
+        self._waiting: list[Sequence] = []  # in order of arrival
+        self._running: list[Sequence] = []  # in the order in which they were let in
         self._in_step: list[Sequence] = []  # of the last batch's rows
         self._refused: tuple[Sequence, int] | None = (
             None  # for want of blocks, and how many were to be had
@@ -66,6 +70,7 @@ class Scheduler:
         self._drafted = 0
         self._drafts_accepted = 0
         self._preemptions = 0
+        self._dequeued: list[Sequence] = []
 
     @property
     def has_work(self) -> bool:
@@ -98,6 +103,12 @@ class Scheduler:
         sequence.arrival = self._arrivals
         self._arrivals += 1
         self._waiting.append(sequence)
+        self._shares.enter(sequence.tenant)
+
+    def take_dequeued(self) -> list[Sequence]:
+        """Those whose prompts ceased to wait since the last call: let in, or removed before that. Each comes once."""
+        dequeued, self._dequeued = self._dequeued, []
+        return dequeued
 
     def next_batch(self) -> Batch | None:
         """The rows of the next step, or None if there is nothing to do."""
@@ -144,10 +155,12 @@ class Scheduler:
                 computed -= row.num_drafts - right
                 self._learn(sequence, row.num_drafts, right)
             assert sequence.table is not None
+            self._shares.charge(sequence.tenant, computed - row.start)
             # Of drafts that were right, those behind the answer's end are not part of it.
             self.pool.advance(sequence.table, min(computed, len(sequence.token_ids)))
             if sequence.is_finished:
                 self._leave(sequence)
+                self._shares.leave(sequence.tenant)
         return said
 
     def remove(self, request_id: str, *, keep_tails: bool = True) -> list[Sequence]:
@@ -161,6 +174,8 @@ class Scheduler:
             sequence.finish_reason = FinishReason.CANCELLED
             if sequence.table is not None:
                 self._leave(sequence, keep_tail=keep_tails)
+            self._dequeue(sequence)
+            self._shares.leave(sequence.tenant)
         return removed
 
     def has_request(self, request_id: str) -> bool:
@@ -173,7 +188,9 @@ class Scheduler:
     def _make_room(self) -> bool:
         """Give each decoding row the block of its next position. False if that cost another its place."""
         preempted = False
-        for sequence in self._running.copy():  # oldest first, so no row that has room loses it
+        for (
+            sequence
+        ) in self._running.copy():  # the first let in first: no row that has room loses it
             while sequence.is_decoding:
                 assert sequence.table is not None
                 if self.pool.grow(sequence.table, len(sequence.token_ids)):
@@ -200,21 +217,43 @@ class Scheduler:
         if num_decoding:
             budget = min(budget, self.limits.prefill_tokens_beside_decoding)
         pieces: list[tuple[Sequence, Row]] = []
-        for sequence in self._running:
-            if budget and not sequence.is_decoding:
-                pieces.append((sequence, prefill_row(sequence, budget)))
-                budget -= len(pieces[-1][1].token_ids)
-        # Only such as get a row now: a copy belongs to a row, and fails with it.
-        for sequence in self._waiting.copy() if may_admit else ():
-            if budget == 0 or len(self._running) >= self.limits.max_running:
-                break
-            if sequence.leader is not None and not sequence.leader.is_prompt_computed:
-                continue  # soon it finds its prompt computed; those behind it need not wait for that
-            if not self._admit(sequence, copies):
-                break  # strictly in order: letting smaller ones pass could starve this one
+        queues = self._prompts(may_admit=may_admit)
+        # What this step computes counts at once: else one tenant could take all free places in it.
+        served = {tenant: self._shares.served(tenant) for tenant in queues}
+        while budget and queues:
+            tenant = min(queues, key=lambda t: (served[t], queues[t][0].arrival))
+            queue = queues[tenant]
+            sequence = queue[0]
+            if sequence.table is None and not self._admit(sequence, copies):
+                # Strictly in turn: letting smaller ones pass could starve this one.
+                queues = _running_only(queues)
+                continue
             pieces.append((sequence, prefill_row(sequence, budget)))
-            budget -= len(pieces[-1][1].token_ids)
+            num_tokens = len(pieces[-1][1].token_ids)
+            budget -= num_tokens
+            served[tenant] += num_tokens
+            queue.popleft()
+            if len(self._running) >= self.limits.max_running:
+                queues = _running_only(queues)
+            elif not queue:
+                del queues[tenant]
         return pieces
+
+    def _prompts(self, *, may_admit: bool) -> dict[str, deque[Sequence]]:
+        """By tenant: those whose prompt is being computed, then those that wait and may be let in.
+
+        Only such are let in as get a row at once: a copy belongs to a row, and fails with it.
+        """
+        queues: dict[str, deque[Sequence]] = {}
+        candidates = [sequence for sequence in self._running if not sequence.is_decoding]
+        if may_admit and len(self._running) < self.limits.max_running:
+            # One whose leader is not done finds its prompt computed soon; others need not wait for that.
+            candidates += [
+                s for s in self._waiting if s.leader is None or s.leader.is_prompt_computed
+            ]
+        for sequence in candidates:
+            queues.setdefault(sequence.tenant, deque()).append(sequence)
+        return queues
 
     def _admit(self, sequence: Sequence, copies: list[BlockCopy]) -> bool:
         # One block for each that runs: else they would soon throw each other out.
@@ -240,12 +279,19 @@ class Scheduler:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.table.num_computed
             self._prompt_tokens += len(sequence.prompt_ids)
+            self._dequeue(sequence)
             if reuse:
                 self._prefix_queries += len(sequence.prompt_ids)
                 self._prefix_hits += sequence.cached_tokens
         self._waiting.remove(sequence)
-        insort(self._running, sequence, key=_arrival)
+        self._running.append(sequence)
         return True
+
+    def _dequeue(self, sequence: Sequence) -> None:
+        """Its prompt waits no more, for the first time."""
+        if not sequence.is_dequeued:
+            sequence.is_dequeued = True
+            self._dequeued.append(sequence)
 
     def _draft(self, decoding: list[Sequence]) -> dict[Sequence, list[int]]:
         room = min(self.limits.draft_tokens_per_step, self.limits.max_step_tokens) - len(decoding)
@@ -276,6 +322,12 @@ class Scheduler:
         sequence.drafter.learn(drafted, right)
         self._drafted += drafted
         self._drafts_accepted += right
+
+
+def _running_only(queues: dict[str, deque[Sequence]]) -> dict[str, deque[Sequence]]:
+    """Without those that wait."""
+    running = {t: deque(s for s in queue if s.table is not None) for t, queue in queues.items()}
+    return {tenant: queue for tenant, queue in running.items() if queue}
 
 
 def _arrival(sequence: Sequence) -> int:

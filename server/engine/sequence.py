@@ -27,7 +27,7 @@ class Sequence:
     """Created when the request arrives; owned by the engine's thread afterwards.
 
     stop_token_ids: the model's own. leader: another choice with the same prompt that is computed first, so that this
-    one finds the prompt in the prefix cache.
+    one finds the prompt in the prefix cache. tenant: whose turn it takes.
     """
 
     request_id: str
@@ -40,11 +40,13 @@ class Sequence:
     cache_scope: str = ""
     constraint: TokenConstraint | None = None
     leader: Sequence | None = None
+    tenant: str = ""
 
     arrival: int = -1  # in order of coming; set by the scheduler
     table: BlockTable | None = None  # None unless it runs
     output_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(init=False)  # prompt and output
+    is_dequeued: bool = False  # whether it has run or left: its prompt no longer counts as waiting
     is_prompt_computed: bool = False
     cached_tokens: int | None = None  # None until it was first admitted
     scored: list[TokenLogprob] = field(default_factory=list)
@@ -68,6 +70,11 @@ class Sequence:
     def namespace(self) -> Namespace:
         """What the prefix cache may share its blocks by."""
         return ("" if self.adapter is None else self.adapter.digest, self.cache_scope)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens that wait because of it: those that share a leader's prompt add none."""
+        return len(self.prompt_ids) if self.leader is None else 0
 
     @property
     def max_positions(self) -> int:

@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.errors import StartupError
+from server.model.admission import Packer
 from server.model.loader import BaseModel
 from server.model.native_runner import NativeRunner
+from server.model.score import ScoringRunner
 from server.native.library import Library, LibraryMissingError, NativeError, load_library
-from server.step import Runner
 
 log = logging.getLogger("lorachat.model")
 
 TORCH = "torch"
 AUTO = "auto"
 KERNELS = (AUTO, "avx512", "avx2", "neon", "plain", TORCH)
+
+
+class ServingRunner(ScoringRunner, Packer, Protocol):
+    """A runner that also packs adapters beside its steps, and computes a probe between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class Backend:
     kernel: one of KERNELS but auto. weights: bfloat16-exact, float32 or mixed. weight_bytes: that they take.
     """
 
-    runner: Runner
+    runner: ServingRunner
     kernel: str
     weights: str
     weight_bytes: int

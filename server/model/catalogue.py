@@ -8,67 +8,44 @@ from __future__ import annotations
 
 import logging
 import os
-import re
+import threading
+import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from concurrent.futures import Future
 from pathlib import Path
-from weakref import WeakValueDictionary
-
-from transformers import PreTrainedTokenizerFast
 
 from server.errors import AdapterError, ModelNotFoundError
-from server.model.adapter import WEIGHTS_FILE, read_adapter
+from server.model.adapter_memory import AdapterMemory, Lease
+from server.model.admission import Admission, NotNowError, Packer, PlainPacker
+from server.model.checked_cache import CheckedCache
 from server.model.loader import BaseModel
-from server.model.lora import AdapterWeights
-from server.model.manifest import check_files, read_manifest
-from server.model.peft_config import CONFIG_FILE
-from server.model.tokenizer import ChatTokenizer
-from server.types import Message, ModelInfo, TextDecoder
+from server.model.probe import Score
+from server.model.snapshot import (
+    BASE_NAME,
+    LATEST,
+    LoadedModel,
+    Refusal,
+    Snapshot,
+    Unloaded,
+    is_name,
+    subfolders,
+)
+from server.model.version import Reader, State, is_plain, state_of
+from server.types import ModelInfo
 
 log = logging.getLogger("lorachat.adapters")
 
-BASE_NAME = "base"
-# The second holds the special tokens, which templates write by name.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """The base, or the base with one adapter version. Fits ServedModel."""
-
-    id: str
-    adapter: AdapterWeights | None
-    stop_token_ids: frozenset[int]
-    created: int
-    tokenizer: ChatTokenizer
-
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        return self.tokenizer.encode_chat(messages)
-
-    def text_decoder(self) -> TextDecoder:
-        return self.tokenizer.text_decoder()
-
-
-def _info(name: str, model: LoadedModel) -> ModelInfo:
-    digest = None if model.adapter is None else model.adapter.digest
-    return ModelInfo(name, model.id, BASE_NAME, model.created, digest)
-
-
-_State = tuple[tuple[str, int, int], ...]  # path, bytes and modification time of each file
-
-
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """One look at the volume. Replaced whole, so readers in other threads never see half of one."""
-
-    versions: dict[str, LoadedModel] = field(default_factory=dict)  # by NAME@VERSION
-    latest: dict[str, str] = field(default_factory=dict)  # NAME -> NAME@VERSION
+UNSIGNED = "it has no manifest.json, so it was not published by the trainer; --allow-unsigned-adapters serves it"
+UNBOUNDED = 2**62  # bytes: more than there are
 
 
 class VolumeCatalogue:
-    """Call refresh() once at start and then from one thread, as often as new versions should be noticed."""
+    """Call refresh() once at start and then as often as new versions should be noticed. Any thread may call anything.
+
+    memory, packer, score: where adapters are kept, and what makes and tries them; by default without bound, as read and
+    not tried. cache: what passed before this start. allow_unsigned: serve what has no manifest too.
+    """
 
     def __init__(
         self,
@@ -78,28 +55,56 @@ class VolumeCatalogue:
         weights_digest: str,
         max_context: int,
         created: int,
+        memory: AdapterMemory | None = None,
+        packer: Packer | None = None,
+        score: Score | None = None,
+        cache: CheckedCache | None = None,
+        allow_unsigned: bool = False,
     ) -> None:
         self.max_context = max_context
         self.vocab_size = base.config.vocab_size
         self.fingerprint = f"fp_{weights_digest.removeprefix('sha256:')[:12]}"
+        self.memory = memory or AdapterMemory(UNBOUNDED)
+        self.refusals: Counter[str] = Counter()  # by kind, since the start
+        # Guarded by looking: what operators took out of service, and what is to be checked as if it were new.
+        self.unloaded: dict[str, Unloaded] = {}
+        self.anew: set[str] = set()
+        self.looking = threading.RLock()
+        self._waiting: set[str] = set()  # could not be checked at this look
         self._base = base
         self._volume = volume
         self._weights_digest = weights_digest
+        self._allow_unsigned = allow_unsigned
+        self._reader = Reader(base, weights_digest)
+        self._broken: set[str] = set()  # set.add and set.pop are atomic; any thread may add
+        self._plain: dict[
+            str, str
+        ] = {}  # NAME of a plain folder -> the key of its present contents
+        self._admission = Admission(
+            base.config,
+            self.memory,
+            packer or PlainPacker(base.config),
+            score=score,
+            cache=cache,
+            on_broken=self._broken.add,
+        )
         self._base_model = LoadedModel(
             BASE_NAME, None, base.stop_token_ids, created, base.tokenizer
         )
-        self._snapshot = _Snapshot()
-        # NAME@VERSION -> its files when it was refused (None: look again in any case), and the reason.
-        self._refused: dict[str, tuple[_State | None, str]] = {}
-        # By the digests of their files, as long as a version uses them.
-        self._tokenizers: WeakValueDictionary[tuple[str, ...], PreTrainedTokenizerFast] = (
-            WeakValueDictionary()
-        )
+        self._snapshot = Snapshot()
+
+    @property
+    def volume(self) -> Path | None:
+        return self._volume
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
 
     def find(self, name: str) -> LoadedModel:
         """`base` or its id, NAME (the latest version), or NAME@VERSION. Raises ModelNotFoundError."""
         snapshot = self._snapshot
-        key = snapshot.latest.get(name.removesuffix("@latest"), name)
+        key = snapshot.latest.get(name.removesuffix(f"@{LATEST}"), name)
         # Adapters go before the base's id: a base folder's name may be an adapter's too.
         if key in snapshot.versions:
             return snapshot.versions[key]
@@ -120,111 +125,151 @@ class VolumeCatalogue:
             infos.append(_info(key, model))
         return infos
 
+    def acquire(self, model: LoadedModel) -> Future[Lease]:
+        """The weights of a model with an adapter, brought into memory if they are not. See AdapterMemory.acquire."""
+        assert model.loadable is not None, "the base has no adapter"
+        return self.memory.acquire(model.loadable)
+
     @property
     def refused(self) -> dict[str, str]:
         """NAME@VERSION -> why it is not served."""
-        return {key: reason for key, (_, reason) in self._refused.items()}
+        return {key: refusal.reason for key, refusal in self._snapshot.refused.items()}
 
     def refresh(self) -> None:
-        """Look at the volume: load what is new, drop what is gone. Never raises for what it finds there."""
+        """Look at the volume: take up what is new, drop what is gone. Never raises for what it finds there."""
         if self._volume is None:
             return
-        try:
-            self._snapshot = self._look(self._volume)
-        except OSError as error:  # a network volume may be away for a moment
-            log.error("the adapters folder cannot be read; what was served stays: %s", error)
+        with self.looking:
+            self.memory.settle()
+            while self._broken:
+                self.anew.add(self._broken.pop())
+            before = self._snapshot
+            try:
+                self._snapshot = self._look(self._volume)
+            except OSError as error:  # a network volume may be away for a moment
+                log.error("the adapters folder cannot be read; what was served stays: %s", error)
+                return
+            for key in before.versions.keys() - self._snapshot.versions.keys():
+                self.memory.retire(key)
+                log.info("%s is no longer served", key)
 
-    def _look(self, volume: Path) -> _Snapshot:
-        versions: dict[str, LoadedModel] = {}
-        latest: dict[str, str] = {}
-        seen = set()
-        for folder in _subfolders(volume):
+    # --- from here on: one thread at a time ---
+
+    def _look(self, volume: Path) -> Snapshot:
+        found = Snapshot()
+        for folder in subfolders(volume):
             name = folder.name
-            if name == BASE_NAME or not _NAME.fullmatch(name):
+            if not is_name(name):
                 continue
-            for version_folder in _subfolders(folder):
-                key = f"{name}@{version_folder.name}"
-                seen.add(key)
-                model = self._snapshot.versions.get(key) or self._load(key, version_folder)
-                if model is not None:
-                    versions[key] = model
-            served = [key for key in versions if key.startswith(f"{name}@")]
+            plain = self._plain_version(name, folder, found) if is_plain(folder) else None
+            for version_folder in subfolders(folder):
+                signed = os.path.lexists(version_folder / "manifest.json")
+                if is_plain(folder) and not signed:
+                    continue  # training left it there, such as a checkpoint
+                self._take(f"{name}@{version_folder.name}", name, version_folder, found)
+            served = [key for key in found.versions if key.startswith(f"{name}@")]
             if served:
-                latest[name] = self._latest(folder, served)
-        self._refused = {key: entry for key, entry in self._refused.items() if key in seen}
-        for key in self._snapshot.versions.keys() - versions.keys():
-            log.info("%s is no longer on the volume and no longer served", key)
-        return _Snapshot(versions, latest)
+                found.latest[name] = self._latest(folder, served, plain)
+        self.unloaded = {
+            key: entry for key, entry in self.unloaded.items() if self._is_there(volume, key)
+        }
+        self.anew &= self._waiting
+        self._waiting.clear()
+        return found
 
-    def _load(self, key: str, folder: Path) -> LoadedModel | None:
-        """The version, or None where it is refused: until its files change, for it may be a copy still being made."""
-        state: _State | None = None
+    def _is_there(self, volume: Path, key: str) -> bool:
+        name, _, version = key.partition("@")
+        return self._plain.get(name) == key or os.path.isdir(volume / name / version)
+
+    def _plain_version(self, name: str, folder: Path, found: Snapshot) -> str | None:
+        """The key of what lies in NAME itself, if that is served."""
+        key = self._plain.get(name, name)
+        self._take(key, name, folder, found, plain=True)
+        return self._plain.get(name)
+
+    def _take(
+        self, key: str, name: str, folder: Path, found: Snapshot, *, plain: bool = False
+    ) -> None:
+        """Put the version where it belongs: among those that are served, refused, or neither."""
+        before = self._snapshot
+        known = before.versions.get(key)
+        unloaded = self.unloaded.get(key)
+        if unloaded is not None:
+            if unloaded.state is None or unloaded.state == _state_or_none(folder):
+                return
+            del self.unloaded[key]
+        if known is not None and key not in self.anew and _is_same(known, folder):
+            found.versions[key] = known
+            return
+        refusal = before.refused.get(key) or before.refused.get(name if plain else key)
+        state: State | None = None
         try:
-            state = _state(folder)
-            if self._refused.get(key, (None, ""))[0] == state:
-                return None
-            model = self._read(key, folder)
+            state = state_of(folder)
+            if refusal is not None and refusal.state == state and key not in self.anew:
+                found.refused[name if plain else key] = refusal
+                return
+            model = self._read(key, name, folder, plain=plain)
+        except NotNowError as error:
+            log.warning("%s waits to be checked: %s", key, error)
+            self._waiting.add(key)
+            if known is not None:
+                found.versions[key] = known
+            return
         except Exception as error:  # no version may keep the others from being served
-            reason = str(error) if isinstance(error, AdapterError | OSError) else repr(error)
             if isinstance(error, OSError):  # the volume's fault: the next look may fare better
                 state = None
-            if self._refused.get(key) != (state, reason):
-                log.error("%s is refused: %s", key, reason)
-            self._refused[key] = (state, reason)
-            return None
-        self._refused.pop(key, None)
+            self._refuse(name if plain else key, state, error, found)
+            return
+        if plain:
+            self._plain[name] = model.id
+            if model.id in self.unloaded:
+                return
+        found.versions[model.id] = model
         assert model.adapter is not None
-        log.info("%s is served (%.1f MB)", key, model.adapter.num_bytes / 1e6)
-        return model
+        log.info("%s is served (rank %d)", model.id, model.adapter.rank)
 
-    def _read(self, key: str, folder: Path) -> LoadedModel:
+    def _refuse(self, key: str, state: State | None, error: Exception, found: Snapshot) -> None:
+        kind = error.kind if isinstance(error, AdapterError) else "unreadable"
+        reason = str(error) if isinstance(error, AdapterError | OSError) else repr(error)
+        before = self._snapshot.refused.get(key)
+        is_news = before is None or (before.state, before.reason) != (state, reason)
+        if is_news:
+            log.error("%s is refused: %s", key, reason)
+            self.refusals[kind] += 1
+        since = time.time() if before is None or is_news else before.since
+        found.refused[key] = Refusal(state, kind, reason, since)
+
+    def _read(self, key: str, name: str, folder: Path, *, plain: bool) -> LoadedModel:
+        assert self._volume is not None
         if folder.is_symlink():
-            raise AdapterError("a version must be a folder, not a link")
-        manifest = read_manifest(folder)
-        template = manifest.chat_template.file
-        check_files(folder, manifest, (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES, template))
-        if manifest.files[template].sha256 != manifest.chat_template.sha256:
-            raise AdapterError("manifest.json gives two digests for the chat template")
-        digest = manifest.base.weights_digest
-        if digest is not None and digest != self._weights_digest:
-            raise AdapterError(
-                f"it was trained for another base: {manifest.base.id} with weights {digest[:19]}…;"
-                f" this server has {self._base.id} with {self._weights_digest[:19]}…"
-            )
-        if digest is None and manifest.base.id != self._base.id:
-            raise AdapterError(
-                f"it was trained for {manifest.base.id}; this server has {self._base.id}"
-            )
-        weights = read_adapter(folder, key, self._base.config)
-        digests = tuple(manifest.files[name].sha256 for name in TOKENIZER_FILES)
+            raise AdapterError("a version must be a folder, not a link", "path")
+        if not folder.resolve().is_relative_to(self._volume.resolve()):
+            raise AdapterError("it leads out of the adapters folder", "path")
+        if not plain and os.path.lexists(folder / "manifest.json"):
+            version = self._reader.published(key, folder)
+        elif self._allow_unsigned:
+            version = self._reader.unsigned(name, folder, None if plain else folder.name)
+        else:
+            raise AdapterError(UNSIGNED, "manifest")
+        anew = key in self.anew
+        if anew or key in self._snapshot.versions:
+            self.memory.retire(key)
+        ref, loadable = self._admission.admit(version, anew=anew)
         return LoadedModel(
-            id=key,
-            adapter=weights,
-            stop_token_ids=manifest.stop_token_ids,
-            created=int(datetime.fromisoformat(manifest.created).timestamp()),
-            tokenizer=ChatTokenizer(
-                self._tokenizer(folder, digests), (folder / template).read_text("utf-8")
-            ),
+            id=version.key,
+            adapter=ref,
+            stop_token_ids=version.stop_token_ids,
+            created=version.created,
+            tokenizer=version.tokenizer,
+            version=version,
+            loadable=loadable,
         )
 
-    def _tokenizer(self, folder: Path, digests: tuple[str, ...]) -> PreTrainedTokenizerFast:
-        """Shared by all adapters that carry the same one: a large vocabulary takes much memory."""
-        tokenizer = self._tokenizers.get(digests)
-        if tokenizer is None:
-            try:
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-            except Exception as error:  # whatever the broken part happens to break
-                raise AdapterError(f"its tokenizer cannot be read ({error!r})") from None
-            if max(tokenizer.get_vocab().values()) >= self._base.config.vocab_size:
-                raise AdapterError("its tokenizer has tokens that the base has no embedding for")
-            self._tokenizers[digests] = tokenizer
-        return tokenizer
-
-    def _latest(self, folder: Path, served: Sequence[str]) -> str:
+    def _latest(self, folder: Path, served: Sequence[str], plain: str | None) -> str:
         """What NAME stands for: the version `latest` points at, else the newest one that is served."""
-        newest = max(served)
+        newest = plain if plain is not None and plain in served else max(served)
         try:
-            key = f"{folder.name}@{os.readlink(folder / 'latest')}"
+            key = f"{folder.name}@{os.readlink(folder / LATEST)}"
         except OSError:
             return newest
         if key in served:
@@ -238,25 +283,20 @@ class VolumeCatalogue:
         return fallback
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    """Names that begin with a dot are versions being written; `latest` is read as a link, not as a folder.
+def _info(name: str, model: LoadedModel) -> ModelInfo:
+    digest = None if model.adapter is None else model.adapter.digest
+    return ModelInfo(name, model.id, BASE_NAME, model.created, digest)
 
-    Raises OSError if a folder that is there cannot be read.
-    """
+
+def _is_same(model: LoadedModel, folder: Path) -> bool:
+    """Whether its files are those that were checked: a manifest makes a version immutable."""
+    version = model.version
+    return version is not None and (version.signed or version.state == _state_or_none(folder))
+
+
+def _state_or_none(folder: Path) -> State | None:
+    """None while the folder changes under the reader, which is no state that ever was."""
     try:
-        entries = sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    # os.path.isdir, and not Path.is_dir: that one raises for a link with an impossible target.
-    return [
-        e for e in entries if not e.name.startswith(".") and e.name != "latest" and os.path.isdir(e)
-    ]
-
-
-def _state(folder: Path) -> _State:
-    """What tells that a version's files have changed: each one's path, size and time."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        status = path.lstat()
-        found.append((str(path), status.st_size, status.st_mtime_ns))
-    return tuple(found)
+        return state_of(folder)
+    except OSError:
+        return None

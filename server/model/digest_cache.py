@@ -54,7 +54,7 @@ def cached_weights_digest(checkpoint: Checkpoint, threads: int, folder: Path) ->
     digest = weights_digest(checkpoint, threads)
     newest = max(time_ns for _, _, time_ns in state)
     if time.time() - newest / 1e9 > SETTLED_SECONDS:
-        _write(path, {"format": FORMAT, "files": state, "digest": digest})
+        write_entry(path, {"format": FORMAT, "files": state, "digest": digest})
     return digest
 
 
@@ -78,12 +78,12 @@ def _read(path: Path, state: list[list[Any]]) -> str | None:
     return digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None
 
 
-def _write(path: Path, entry: Mapping[str, Any]) -> None:
-    """Renamed into place, so that two starting servers never read half an entry."""
+def write_entry(path: Path, entry: Mapping[str, Any]) -> None:
+    """What cannot be written is not remembered. Renamed into place, so that two starting servers never read half."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(entry) + "\n", "utf-8")
         partial.replace(path)
     except OSError as error:
-        log.info("the weights digest is not remembered for the next start: %s", error)
+        log.info("what was checked is not remembered for the next start: %s", error)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# (layer, module) -> rank, of every module that an adapter changes.
+Ranks = Mapping[tuple[int, str], int]
+
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
@@ -38,3 +41,7 @@ class AdapterWeights:
     @property
     def num_bytes(self) -> int:
         return sum(p.a.nbytes + p.b.nbytes for p in self.pairs.values())
+
+    @property
+    def ranks(self) -> Ranks:
+        return {place: pair.a.shape[0] for place, pair in self.pairs.items()}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from server.errors import AdapterError
 
 FORMAT = "lorachat-adapter/1"
+MAX_SMALL_BYTES = 8 * 2**20  # of a manifest, a configuration, a template
 
 
 class FileEntry(BaseModel):
@@ -42,6 +43,7 @@ class Manifest(BaseModel):
     chat_template: TemplateEntry
     stop_token_ids: frozenset[int]
     files: dict[str, FileEntry]
+    probe: dict[str, Any] | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -50,13 +52,13 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise AdapterError("it has no manifest.json, so it was not published by the trainer")
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(read_small(path))
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise AdapterError(f"manifest.json is wrong at '{where}': {first['msg']}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise AdapterError("manifest.json is not JSON") from None
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise AdapterError(
@@ -67,18 +69,43 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def check_files(folder: Path, manifest: Manifest, needed: tuple[str, ...]) -> None:
-    """Every listed file is there with its digest, and the needed ones are listed. Raises AdapterError."""
-    root = folder.resolve()
+def check_files(
+    folder: Path, manifest: Manifest, needed: tuple[str, ...], *, later: str | None = None
+) -> None:
+    """Every listed file is there with its size and digest, and the needed ones are listed. Raises AdapterError.
+
+    later: a file whose digest is checked when it is read.
+    """
     for name in needed:
         if name not in manifest.files:
             raise AdapterError(f"manifest.json does not list {name}")
     for name, entry in manifest.files.items():
-        path = (folder / name).resolve()
-        if not path.is_relative_to(root):
-            raise AdapterError(f"{name} leads out of the version's folder")
+        path = within(folder, name)
         if not path.is_file():
             raise AdapterError(f"{name} is missing")
+        changed = AdapterError(f"{name} is not the file that was published: its digest differs")
+        # Half a copy is told by its size, without reading it.
+        if path.stat().st_size != entry.bytes:
+            raise changed
+        if name == later:
+            continue
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                raise AdapterError(f"{name} is not the file that was published: its digest differs")
+                raise changed
+
+
+def within(folder: Path, name: str) -> Path:
+    """The file's real path. Raises AdapterError if a link or the name itself leads out of the folder."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise AdapterError(f"{name} leads out of the version's folder", "path")
+    return path
+
+
+def read_small(path: Path) -> bytes:
+    """Raises AdapterError for a file too large to be what its name says, OSError if it cannot be read."""
+    with path.open("rb") as file:
+        data = file.read(MAX_SMALL_BYTES + 1)
+    if len(data) > MAX_SMALL_BYTES:
+        raise AdapterError(f"{path.name} has over {MAX_SMALL_BYTES} bytes", "size")
+    return data

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from server.model.config import DecoderConfig
-from server.model.lora import AdapterWeights
+from server.model.lora import AdapterWeights, Ranks
+from server.model.native_adapter import AdapterPacker, PackedAdapter
 from server.native.library import (
     INPUTS,
     MODULES,
@@ -78,6 +79,10 @@ class StoredWeights:
         return "mixed" if self.matrices_bf16 else "float32"
 
 
+# Blocks beyond those that the engine hands out: for computing something beside its sequences (score.py).
+SPARE_BLOCKS = 2
+
+
 class NativeRunner:
     """Owns the packed weights, the KV blocks and the packed adapters."""
 
@@ -95,7 +100,10 @@ class NativeRunner:
             )
         self.kernel = library.variant
         self._vocab = base.config.vocab_size
-        self._decoder = NativeDecoder(library, shape, threads=threads, num_blocks=self.num_blocks)
+        self._decoder = NativeDecoder(
+            library, shape, threads=threads, num_blocks=self.num_blocks + SPARE_BLOCKS
+        )
+        self._packer = AdapterPacker(library, shape, base.config)
         self.weights = _load(self._decoder, base)
         self._adapters: WeakKeyDictionary[AdapterWeights, NativeAdapter] = WeakKeyDictionary()
 
@@ -115,23 +123,22 @@ class NativeRunner:
             results[place] = result
         return results
 
-    def _adapter(self, adapter: AdapterWeights) -> NativeAdapter:
+    @property
+    def spare_blocks(self) -> tuple[int, ...]:
+        return tuple(range(self.num_blocks, self.num_blocks + SPARE_BLOCKS))
+
+    def adapter_bytes(self, ranks: Ranks) -> int:
+        return self._packer.adapter_bytes(ranks)
+
+    def pack(self, adapter: AdapterWeights) -> PackedAdapter:
+        return self._packer.pack(adapter)
+
+    def _adapter(self, adapter: AdapterWeights | PackedAdapter) -> NativeAdapter:
+        if isinstance(adapter, PackedAdapter):
+            return adapter.native
         packed = self._adapters.get(adapter)
         if packed is None:
-            packed = self._adapters[adapter] = self._pack(adapter)
-        return packed
-
-    def _pack(self, adapter: AdapterWeights) -> NativeAdapter:
-        packed = self._decoder.new_adapter()
-        for layer in range(self._decoder.shape.layers):
-            for number, modules in enumerate(INPUTS):
-                pairs = [
-                    (m, p.a, p.b, p.scaling)
-                    for m in modules
-                    if (p := adapter.pairs.get((layer, m)))
-                ]
-                if pairs:
-                    packed.set_input(layer, number, pairs)
+            packed = self._adapters[adapter] = self._packer.pack(adapter).native
         return packed
 
 
@@ -225,7 +232,7 @@ class _Arguments:
     def __init__(self, rows: Sequence[Row], batch: Batch, vocab: int) -> None:
         self._rows = rows
         self._copies = batch.copies
-        self.adapters: list[AdapterWeights] = []
+        self.adapters: list[AdapterWeights | PackedAdapter] = []
         self._lists = {
             name: _Flat()
             for name in (
@@ -255,7 +262,7 @@ class _Arguments:
         to.first_block = lists["block_ids"].add(row.block_ids)
         to.adapter = -1
         if row.adapter is not None:
-            assert isinstance(row.adapter, AdapterWeights)
+            assert isinstance(row.adapter, AdapterWeights | PackedAdapter)
             if not self.adapters or self.adapters[-1] is not row.adapter:
                 self.adapters.append(row.adapter)
             to.adapter = len(self.adapters) - 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from server.errors import AdapterError
+from server.model.manifest import read_small
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -114,7 +115,7 @@ def matches(pattern: str, path: str) -> bool:
 def read_settings(path: Path) -> LoraSettings:
     """Raises AdapterError for a file that is missing or wrong, or asks for what this server does not apply."""
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(read_small(path))
     except (OSError, ValueError, RecursionError):
         raise AdapterError(f"{CONFIG_FILE} is missing or not JSON") from None
     if not isinstance(fields, dict):

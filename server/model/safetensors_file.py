@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,22 @@ class BytesInMemory:
 
     def bytes(self, offset: int, size: int) -> NDArray[np.uint8]:
         return np.frombuffer(self.data, np.uint8, size, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class BytesInFile:
+    """An open file, for its header: what is asked for is read. Fits Source."""
+
+    file: BinaryIO
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
+    def bytes(self, offset: int, size: int) -> NDArray[np.uint8]:
+        """Shorter than asked for if the file is cut short meanwhile."""
+        self.file.seek(offset)
+        return np.frombuffer(self.file.read(size), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

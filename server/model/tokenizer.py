@@ -35,6 +35,10 @@ class ChatTokenizer:
         added = {t.content: t.special for t in tokenizer.added_tokens_decoder.values()}
         self._control_tokens = control_tokens(added)
 
+    def with_template(self, chat_template: str | None) -> ChatTokenizer:
+        """The same words with another template; with None, this one."""
+        return self if chat_template is None else ChatTokenizer(self._tokenizer, chat_template)
+
     @property
     def chat_template(self) -> str | None:
         return self._template

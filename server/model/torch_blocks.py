@@ -12,10 +12,13 @@ from server.step import BlockCopy
 class BlockPool:
     """num_blocks blocks of block_size positions, float32, within num_bytes. Raises ValueError if that is not one.
 
+    num_spare: so many more, beyond num_bytes and behind the others.
     One block lies together, all layers of it. The memory is not touched here: pages become real as tokens arrive.
     """
 
-    def __init__(self, config: DecoderConfig, num_bytes: int, block_size: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, num_bytes: int, block_size: int, num_spare: int = 0
+    ) -> None:
         self.block_size = block_size
         self.num_blocks = num_bytes // (block_size * config.cache_bytes_per_token)
         if self.num_blocks < 1:
@@ -24,7 +27,7 @@ class BlockPool:
                 f" which needs {block_size * config.cache_bytes_per_token}."
             )
         shape = (config.num_layers, 2, block_size, config.num_kv_heads, config.head_dim)
-        self._memory = torch.empty(self.num_blocks, *shape, dtype=torch.float32)
+        self._memory = torch.empty(self.num_blocks + num_spare, *shape, dtype=torch.float32)
 
     def copy(self, copies: tuple[BlockCopy, ...]) -> None:
         for copy in copies:

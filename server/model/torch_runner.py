@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from server.model.lora import AdapterWeights
+from server.model.adapter import module_sizes
+from server.model.lora import AdapterWeights, Ranks
 from server.model.sampler import draw_row, score
 from server.model.torch_blocks import BlockPool
 from server.model.torch_decoder import (
@@ -27,13 +29,27 @@ from server.types import TokenLogprob
 SCORED_AT_ONCE = 64
 
 
+# Blocks beyond those that the engine hands out: for computing something beside its sequences (score.py).
+SPARE_BLOCKS = 2
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class TensorAdapter:
+    """An adapter version as tensors. num_bytes: memory they take."""
+
+    key: str
+    digest: str
+    num_bytes: int
+    tensors: LoraTensors
+
+
 class TorchRunner:
     """Keeps the KV blocks, and every adapter's tensors for as long as the adapter lives."""
 
     def __init__(self, decoder: TorchDecoder, kv_bytes: int, block_size: int = 32) -> None:
         """Raises ValueError if kv_bytes is less than one block."""
         self._decoder = decoder
-        self._pool = BlockPool(decoder.config, kv_bytes, block_size)
+        self._pool = BlockPool(decoder.config, kv_bytes, block_size, SPARE_BLOCKS)
         self._adapters: WeakKeyDictionary[AdapterWeights, LoraTensors] = WeakKeyDictionary()
 
     @property
@@ -43,6 +59,22 @@ class TorchRunner:
     @property
     def num_blocks(self) -> int:
         return self._pool.num_blocks
+
+    @property
+    def spare_blocks(self) -> tuple[int, ...]:
+        return tuple(range(self.num_blocks, self.num_blocks + SPARE_BLOCKS))
+
+    def adapter_bytes(self, ranks: Ranks) -> int:
+        """Memory of the tensors of such an adapter."""
+        sizes = module_sizes(self._decoder.config)
+        return 4 * sum(rank * sum(sizes[module]) for (_, module), rank in ranks.items())
+
+    def pack(self, adapter: AdapterWeights) -> TensorAdapter:
+        """May run beside a step."""
+        tensors = _tensors_of(adapter)
+        return TensorAdapter(
+            adapter.key, adapter.digest, self.adapter_bytes(adapter.ranks), tensors
+        )
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> list[RowResult]:
@@ -98,7 +130,7 @@ class TorchRunner:
         for row, piece in zip(rows, pieces, strict=True):
             if row.adapter is None:
                 continue
-            assert isinstance(row.adapter, AdapterWeights)
+            assert isinstance(row.adapter, AdapterWeights | TensorAdapter)
             weights, last = self._tensors(row.adapter), piece.first + piece.count
             if spans and spans[-1].weights is weights:
                 spans[-1] = AdapterSpan(spans[-1].first, last, weights)
@@ -106,14 +138,20 @@ class TorchRunner:
                 spans.append(AdapterSpan(piece.first, last, weights))
         return spans
 
-    def _tensors(self, adapter: AdapterWeights) -> LoraTensors:
+    def _tensors(self, adapter: AdapterWeights | TensorAdapter) -> LoraTensors:
+        if isinstance(adapter, TensorAdapter):
+            return adapter.tensors
         tensors = self._adapters.get(adapter)
         if tensors is None:
-            tensors = self._adapters[adapter] = {
-                place: (float_tensor(pair.a), float_tensor(pair.b), pair.scaling)
-                for place, pair in adapter.pairs.items()
-            }
+            tensors = self._adapters[adapter] = _tensors_of(adapter)
         return tensors
+
+
+def _tensors_of(adapter: AdapterWeights) -> LoraTensors:
+    return {
+        place: (float_tensor(pair.a), float_tensor(pair.b), pair.scaling)
+        for place, pair in adapter.pairs.items()
+    }
 
 
 def _adapter_key(row: Row) -> str:

@@ -50,6 +50,7 @@ class FakeServer:
     key: str | None = None
     is_ready: bool = True
     metrics: str | None = None  # the text of /metrics; None: no such route
+    standings: list[dict[str, Any]] | None = None  # what an operator is told; None: closed
     models: list[tuple[str, str, str | None]] = field(default_factory=lambda: list(MODELS))
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -121,6 +122,12 @@ def create_app(server: FakeServer) -> FastAPI:
     @app.get("/metrics")
     def metrics() -> Response:
         return Response(server.metrics, 200 if server.metrics is not None else 404)
+
+    @app.get("/admin/adapters")
+    def adapters() -> Response:
+        if server.standings is None:
+            return JSONResponse(error("closed", "permission_error"), 403)
+        return JSONResponse({"object": "list", "data": server.standings})
 
     @app.get("/v1/models")
     def models(request: Request) -> Response:

@@ -8,7 +8,7 @@ import pytest
 
 from client.api import ChatClient, normalise_address
 from client.errors import ChatError, ErrorKind
-from client.types import ChatRequest, Delta, Done, Message, Sampling, default_model
+from client.types import ChatRequest, Delta, Done, Message, Sampling, Standing, default_model
 from tests.client.fake_server import (
     DONE,
     FakeServer,
@@ -343,3 +343,24 @@ def test_only_the_text_of_the_first_choice_counts():
         events, failure = ask(other.url, "two")
     assert failure is None
     assert text_of(events) == "mine"
+
+
+def test_an_operator_is_told_how_versions_fare_and_others_are_not():
+    async def ask(server):
+        async with ChatClient(server.url) as client:
+            return await client.standings()
+
+    with running(FakeServer(SCRIPTS)) as server:
+        assert asyncio.run(ask(server)) is None
+        server.standings = [
+            {"id": "s@1", "state": "refused", "reason": "damaged"},
+            {"id": "s@2", "state": "loaded", "reason": None},
+        ]
+        assert asyncio.run(ask(server)) == {
+            "s@1": Standing("s@1", "refused", "damaged"),
+            "s@2": Standing("s@2", "loaded"),
+        }
+        server.standings = [{"no": "id"}]
+        with pytest.raises(ChatError) as caught:
+            asyncio.run(ask(server))
+        assert caught.value.kind is ErrorKind.NOT_A_SERVER

@@ -12,7 +12,7 @@ import pytest
 from client.answers import Answer, watch
 from client.api import ChatClient
 from client.errors import ChatError, ErrorKind
-from client.types import ChatRequest, Done, Message, Model, Timings, Usage
+from client.types import ChatRequest, Done, Message, Model, Standing, Timings, Usage
 from client.ui.answer_lines import answer_lines
 from client.ui.catalog import Catalog, look
 from client.ui.differences import differences
@@ -185,6 +185,18 @@ def test_rows_say_why_a_version_is_not_served():
     assert (rows[1].words, rows[1].digest) == ("served · latest", "sha256:1")
     assert "trained for other; the server's base is org/tiny" in rows[2].reason
     assert rows[3].reason == "damaged"
+    standings = {
+        root: Standing(root, "pinned"),
+        f"s@{old}": Standing(f"s@{old}", "refused", "its base is another one"),
+        "gone@1": Standing("gone@1", "draining"),
+    }
+    told = {row.version.id: row for row in adapter_rows(catalog, versions, standings)}
+    assert told[root].words == "served · latest · pinned in memory"
+    assert (told[f"s@{old}"].words, told[f"s@{old}"].reason) == (
+        "refused",
+        "Its base is another one",
+    )
+    assert "answers that began with it go on" in told["gone@1"].reason
     away = Catalog(error=ChatError(ErrorKind.AWAY, "Away.", "Wait."))
     assert {row.state for row in adapter_rows(away, versions)} == {"unknown", "broken"}
 

@@ -13,6 +13,7 @@ SERVE = read_dockerfile("Dockerfile.serve")
 TRAIN = read_dockerfile("Dockerfile.train")
 TARGETS = [
     pytest.param(SERVE, "server", id="server"),
+    pytest.param(SERVE, "server-ray", id="server-ray"),
     pytest.param(SERVE, "client", id="client"),
     pytest.param(TRAIN, "trainer", id="trainer"),
 ]
@@ -115,7 +116,8 @@ def test_the_server_takes_the_compiled_decoder_and_leaves_the_compiler_behind() 
 
 @pytest.mark.parametrize("target", ["server", "client"])
 def test_the_serving_images_hold_no_trainer(target: str) -> None:
-    sources = {s for stage, s in copied(SERVE) if stage in {"base", target}}
+    stages = {stage.name for stage in SERVE.lineage(target)}
+    sources = {s for stage, s in copied(SERVE) if stage in stages}
     assert sources == {
         "requirements/constraints-cpu.txt",
         f"requirements/{'serve' if target == 'server' else 'client'}.txt",
@@ -127,7 +129,7 @@ def test_torch_comes_from_the_same_index_as_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     index = re.search(r"^TORCH_INDEX_URL \?= (\S+)$", makefile, re.MULTILINE)
     assert index is not None
-    assert [i.text for i in SERVE.stages["server"].all("ARG")] == [f"TORCH_INDEX_URL={index[1]}"]
+    assert [i.text for i in SERVE.stages["serving"].all("ARG")] == [f"TORCH_INDEX_URL={index[1]}"]
     assert [i.text for i in TRAIN.stages["cpu"].all("ARG")] == [f"TORCH_INDEX_URL={index[1]}"]
 
 
@@ -142,6 +144,18 @@ def test_the_healthcheck_asks_the_port_that_is_exposed(target: str) -> None:
     environment = SERVE.environment(target)
     assert environment[f"{prefix}_PORT"] == port
     assert environment[f"{prefix}_HOST"] == "0.0.0.0"
+
+
+def test_the_server_under_ray_is_the_same_server_with_ray_in_it() -> None:
+    def code(target: str) -> list[str]:
+        return [i.text for i in SERVE.stages[target].all("COPY") if "requirements/" not in i.text]
+
+    assert code("server-ray") == code("server")
+    assert SERVE.lineage("server-ray")[:-1] == SERVE.lineage("server")[:-1]
+    environment = SERVE.environment("server-ray")
+    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+    # Ray starts its workers wherever it likes.
+    assert environment["PYTHONPATH"] == SERVE.instructions("server-ray", "WORKDIR")[-1].text
 
 
 def test_nothing_phones_home() -> None:

@@ -11,6 +11,7 @@ from tests.containers.files import normalised, read_pins, read_requirements
 
 CPU = "constraints-cpu.txt"
 GPU = "constraints-gpu.txt"
+RAY = "constraints-ray.txt"
 TRAINER_ONLY = {"trl", "peft", "datasets", "accelerate", "matplotlib", "bitsandbytes", "unsloth"}
 
 
@@ -22,6 +23,7 @@ TRAINER_ONLY = {"trl", "peft", "datasets", "accelerate", "matplotlib", "bitsandb
         ("train.txt", CPU),
         ("dev.txt", CPU),
         ("train-gpu.txt", GPU),
+        ("ray.txt", RAY),
     ],
 )
 def test_every_direct_requirement_is_pinned(requirements: str, constraints: str) -> None:
@@ -49,6 +51,13 @@ def test_every_indirect_requirement_is_pinned_at_the_version_installed(requireme
         installed = metadata.version(package).split("+")[0]  # "+cpu" is a build of the same version
         assert pins.get(package) == installed, f"{package} {installed} is not what {CPU} pins"
         queue |= needs(package) - seen
+
+
+def test_the_server_under_ray_has_the_packages_that_it_has_without() -> None:
+    """Its image is the server's with Ray on top: no package may change its version there."""
+    assert read_requirements("ray.txt") == (read_requirements("serve.txt") - {"torch"}) | {"ray"}
+    cpu, ray = read_pins(CPU), read_pins(RAY)
+    assert {p: v for p, v in ray.items() if p in cpu and cpu[p] != v} == {}
 
 
 def test_the_server_and_the_client_need_no_trainer_package() -> None:

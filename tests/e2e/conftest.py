@@ -78,10 +78,14 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(model: Path, volume: Path, log: Path, *flags: str) -> Iterator[LiveServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def live_server(
+    model: Path, volume: Path, log: Path, *flags: str, port: int | None = None
+) -> Iterator[LiveServer]:
+    """port: None for a free one."""
+    if port is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "server", "--model", str(model), "--adapters", str(volume),

@@ -69,8 +69,8 @@ def is_well(url: str) -> bool:
     while time.monotonic() < deadline:
         metrics = httpx.get(f"{url}/metrics", timeout=30).text
         if (
-            "vllm:num_requests_running 0.0" in metrics
-            and "vllm:num_requests_waiting 0.0" in metrics
+            'vllm:num_requests_running{engine="0",model_name="base"} 0.0' in metrics
+            and 'vllm:num_requests_waiting{engine="0",model_name="base"} 0.0' in metrics
         ):
             break
         time.sleep(0.2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -137,6 +138,7 @@ class FakeGeneration:
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._open = request.n
         self._unfinished = request.n
+        self.begun: float | None = None
         self._tasks = [asyncio.ensure_future(self._say(index)) for index in range(request.n)]
 
     @property
@@ -179,6 +181,7 @@ class FakeGeneration:
             await asyncio.sleep(engine.step_seconds)
             while not engine.gate.is_set():
                 await asyncio.sleep(0.005)
+            self.begun = self.begun or time.perf_counter()
             if engine.fail_after is not None and drawn >= engine.fail_after:
                 self._end(self._unfinished)
                 self._queue.put_nowait(Failed(EngineError("The model failed on this request.")))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,6 +14,9 @@ import httpx
 import openai
 
 from server.api.app import create_app
+from server.api.keys import Keyring, environment_keys
+from server.api.observer import Reporter
+from server.api.policy import Policy
 from server.api.service import Loaded, Service
 from server.engine.engine import Engine
 from tests.server.api_fakes import LAST, FakeCatalogue, FakeEngine
@@ -39,11 +43,17 @@ class Running:
         return chunks_of(self.chat(text, stream=True, **fields))
 
     def metric(self, name: str) -> float:
-        """The value of a series of /metrics; 0 where there is none."""
-        for line in self.http.get("/metrics").text.splitlines():
+        """The value of a series of /metrics; 0 where there is none. The labels that all of vLLM's have are left out."""
+        for line in plain_series(self.http.get("/metrics").text):
             if line.rpartition(" ")[0] == name:
                 return float(line.rpartition(" ")[2])
         return 0.0
+
+
+def plain_series(exposition: str) -> list[str]:
+    """The lines of a scrape without `engine="0"` and `model_name="base"`."""
+    plain = re.sub(r'(engine="0"|model_name="base"),?', "", exposition)
+    return re.sub(r",}", "}", plain).replace("{}", "").splitlines()
 
 
 def chunks_of(response: httpx.Response) -> list[dict[str, Any]]:
@@ -65,16 +75,35 @@ def running(
     loaded: bool = True,
     template: str = LAST,
     keepalive_seconds: float = 15,
-    **options: Any,
+    api_keys: Sequence[str] = (),
+    admin_key: str | None = None,
+    max_answer_tokens: int | None = None,
+    catalogue: FakeCatalogue | None = None,
+    keeps_content: bool = False,
+    reporters: Sequence[Reporter] = (),
+    **policy: Any,
 ) -> Iterator[Running]:
+    """policy: fields of Policy."""
     engine = engine or FakeEngine()
-    service = Service(max_choices=4, keepalive_seconds=keepalive_seconds)
+    service = Service(
+        max_choices=4, keepalive_seconds=keepalive_seconds, max_answer_tokens=max_answer_tokens,
+        keeps_content=keeps_content,
+    )  # fmt: skip
+    policy.setdefault("keyring", Keyring(environment_keys(api_keys, admin_key)))
     if loaded:
         service.set_loaded(
-            Loaded(cast(Engine, engine), FakeCatalogue(template=template), {"kernel": "fake"})
+            Loaded(
+                cast(Engine, engine),
+                catalogue or FakeCatalogue(template=template),
+                {"kernel": "fake"},
+                sizes={"weight": 1000, "step": 900, "memory_limit": 2000},
+            )
         )
     with (
-        serve(create_app(service, **options)) as url,
+        serve(
+            create_app(service, Policy(**policy), reporters=reporters),
+            Policy(**policy).stall_seconds,
+        ) as url,
         httpx.Client(base_url=url, timeout=30) as http,
     ):
         yield Running(http, engine, service)

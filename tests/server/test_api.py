@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from server.api.request_log import RequestLog
 from server.errors import ServerError
 from tests.server.api_fakes import FakeEngine
 from tests.server.api_live import CHAT, Running, body, running, until
@@ -346,15 +347,16 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
 def test_a_fault_before_the_first_byte_is_a_500_and_after_it_an_error_event(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("INFO", "lorachat.api")
-    with running(FakeEngine(fail_after=2)) as server:
+    caplog.set_level("INFO", "lorachat.request")
+    with running(FakeEngine(fail_after=2), reporters=[RequestLog()]) as server:
         whole = server.chat()
         chunks = server.stream()
     assert whole.status_code == 500
     assert whole.json()["error"]["code"] == "engine_error"
     assert [c["choices"][0]["delta"].get("content") for c in chunks[:-1]] == ["", "h", "e"]
     assert chunks[-1]["error"]["code"] == "engine_error"
-    assert caplog.text.count("outcome=failed") == 2
+    until(lambda: len(caplog.records) == 2)
+    assert [r.fields["outcome"] for r in caplog.records] == ["failed", "failed"]  # type: ignore[attr-defined]
 
 
 def test_loading_and_broken_servers_say_so() -> None:

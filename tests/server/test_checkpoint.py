@@ -107,6 +107,7 @@ def test_memory_is_given_back_with_the_last_reference(tmp_path: Path) -> None:
     part = values[100:]
     total = float(values.sum())
     del values
+    part.sum()  # a busy machine may have taken pages back that were read a while ago
     in_use = mapped_kilobytes(tmp_path / SINGLE)
     assert in_use >= part.nbytes // 1024
     assert np.isfinite(total)

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,11 @@ from tests.server.fakes import FakeModel, ScriptedRunner, encode
 
 
 def request(
-    prompt: str, max_tokens: int = 50, n: int = 1, stop: tuple[str, ...] = ()
+    prompt: str,
+    max_tokens: int = 50,
+    n: int = 1,
+    stop: tuple[str, ...] = (),
+    tenant: str = "",
 ) -> GenerationRequest:
     return GenerationRequest(
         id="chatcmpl-x",
@@ -43,15 +47,26 @@ def request(
         prompt_ids=tuple(encode(prompt)),
         params=SamplingParams(max_tokens=max_tokens, stop=stop),
         n=n,
+        tenant=tenant,
     )
 
 
 @asynccontextmanager
 async def running(
-    runner: ScriptedRunner, max_running: int = 4, max_waiting: int = 4, max_context: int = 200
+    runner: ScriptedRunner,
+    max_running: int = 4,
+    max_waiting: int = 4,
+    max_context: int = 200,
+    max_waiting_tokens: int = 10_000,
 ) -> AsyncIterator[Engine]:
     limits = Limits(max_running, max_step_tokens=16)
-    engine = Engine(runner, limits, max_context=max_context, max_waiting=max_waiting)
+    engine = Engine(
+        runner,
+        limits,
+        max_context=max_context,
+        max_waiting=max_waiting,
+        max_waiting_tokens=max_waiting_tokens,
+    )
     engine.start()
     try:
         yield engine
@@ -142,6 +157,53 @@ def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
             for generation in accepted:
                 assert (await read(generation))[0] == {0: "abc"}
             assert (await read(engine.submit(request("abc"))))[0] == {0: "abc"}
+
+    run(test)
+
+
+def test_waiting_prompts_are_bounded_in_tokens_too() -> None:
+    async def test() -> None:
+        gate = threading.Event()
+        runner = ScriptedRunner(before_step=lambda _: gate.wait(10))
+        async with running(
+            runner, max_running=1, max_waiting=9, max_context=500, max_waiting_tokens=50
+        ) as engine:
+            accepted = [engine.submit(request("runs"))]
+            await until(lambda: engine.stats.waiting_tokens == 0)
+            accepted.append(engine.submit(request("x" * 60)))  # alone, any length may wait
+            with pytest.raises(
+                OverloadedError, match="prompts of 60 tokens are waiting"
+            ) as refusal:
+                engine.submit(request("y"))
+            assert refusal.value.retry_after > 0
+            # The other keys' callers get in, each with one.
+            accepted.append(engine.submit(request("z" * 60, tenant="other")))
+            with pytest.raises(OverloadedError, match="prompts of 120 tokens"):
+                engine.submit(request("y", tenant="other"))
+            accepted[-1].cancel()
+            gate.set()
+            for generation in accepted[:2]:
+                await read(generation)
+            await until(lambda: engine.stats.waiting_tokens == 0)
+            assert (await read(engine.submit(request("abc"))))[0] == {0: "abc"}
+
+    run(test)
+
+
+def test_a_queue_that_one_key_fills_has_a_place_for_another() -> None:
+    async def test() -> None:
+        gate = threading.Event()
+        runner = ScriptedRunner(before_step=lambda _: gate.wait(10))
+        async with running(runner, max_running=1, max_waiting=9) as engine:
+            accepted = [engine.submit(request("abc", tenant="many")) for _ in range(10)]
+            with pytest.raises(OverloadedError):
+                engine.submit(request("abc", tenant="many"))
+            accepted += [engine.submit(request("abc", tenant="few")) for _ in range(8)]
+            with pytest.raises(OverloadedError):
+                engine.submit(request("abc", tenant="few"))
+            gate.set()
+            for generation in accepted:
+                assert (await read(generation))[0] == {0: "abc"}
 
     run(test)
 
@@ -403,5 +465,88 @@ def test_every_choice_has_a_grammar_of_its_own() -> None:
         async with running(ScriptedRunner()) as engine:
             await read(engine.submit(replace(request("abc", n=3), new_constraint=Anything)))
         assert [grammar.taken for grammar in made] == [encode("abc")] * 3
+
+    run(test)
+
+
+def test_work_between_steps_runs_in_the_engines_thread_while_answers_go_on() -> None:
+    async def test() -> None:
+        runner = ScriptedRunner(lambda _: "a" * 40)
+        async with running(runner) as engine:
+            generation = engine.submit(request("hello"))
+            seen = []
+            for _ in range(5):
+                future = engine.between_steps(
+                    lambda: (threading.current_thread().name, len(runner.batches))
+                )
+                seen.append(await asyncio.wrap_future(future))
+            texts, _ = await read(generation)
+            assert texts[0] == "a" * 40
+            assert {name for name, _ in seen} == {"engine"}
+            assert runner.threads == {"engine"}
+
+    run(test)
+
+
+def test_work_between_steps_that_fails_fails_alone() -> None:
+    async def test() -> None:
+        def fail() -> None:
+            raise ValueError("broken")
+
+        async with running(ScriptedRunner(lambda _: "fine")) as engine:
+            generation = engine.submit(request("hello"))
+            with pytest.raises(ValueError, match="broken"):
+                await asyncio.wrap_future(engine.between_steps(fail))
+            cancelled = engine.between_steps(lambda: 1)
+            cancelled.cancel()
+            texts, _ = await read(generation)
+            assert texts[0] == "fine"
+            assert engine.failure is None
+            assert await asyncio.wrap_future(engine.between_steps(lambda: 2)) == 2
+
+    run(test)
+
+
+def test_nobody_waits_for_an_engine_that_has_ended() -> None:
+    async def test() -> None:
+        async with running(ScriptedRunner()) as engine:
+            engine.stop()
+            with pytest.raises(UnavailableError):
+                engine.between_steps(lambda: 1).result(10)
+
+        def fail(_: Batch) -> None:
+            raise RuntimeError("no memory")
+
+        async with running(ScriptedRunner(before_step=fail)) as engine:
+            for _ in range(MAX_FAILED_STEPS):
+                generation = engine.submit(request("hello"))
+                with suppress(EngineError, EngineDeadError, AssertionError):
+                    await read(generation)
+            await until(lambda: engine.failure is not None)
+            with pytest.raises(EngineDeadError):
+                engine.between_steps(lambda: 1).result(10)
+
+    run(test)
+
+
+def test_work_that_waits_when_the_engine_stops_is_told() -> None:
+    async def test() -> None:
+        gate = threading.Event()
+        entered = threading.Event()
+
+        def wait(_: Batch) -> None:
+            entered.set()
+            gate.wait(10)
+
+        async with running(ScriptedRunner(before_step=wait)) as engine:
+            engine.submit(request("hello"))
+            await asyncio.to_thread(entered.wait, 10)
+            future = engine.between_steps(lambda: 1)
+            stopping = asyncio.ensure_future(asyncio.to_thread(engine.stop))
+            await asyncio.sleep(0.05)
+            gate.set()
+            await stopping
+            with pytest.raises(UnavailableError):
+                future.result(10)
 
     run(test)

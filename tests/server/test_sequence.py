@@ -22,6 +22,7 @@ def sequence(
     constraint: Any = None,
     cache_scope: str = "",
     adapter: Any = None,
+    tenant: str = "",
     **params: Any,
 ) -> Sequence:
     """prompt: its tokens, or how many."""
@@ -37,6 +38,7 @@ def sequence(
         leader=leader,
         constraint=constraint,
         cache_scope=cache_scope,
+        tenant=tenant,
     )
 
 

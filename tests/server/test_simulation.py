@@ -42,6 +42,7 @@ class Ask:
     n: int
     adapter: int
     scope: str
+    tenant: str
     params: dict[str, Any]
     at_step: int
     cancel_after: int | None
@@ -57,6 +58,7 @@ class Ask:
                     leader=choices[0] if choices else None,
                     adapter=ADAPTERS[self.adapter],
                     cache_scope=self.scope,
+                    tenant=self.tenant,
                     **self.params,
                 )
             )
@@ -85,6 +87,7 @@ asks = st.builds(
     n=st.sampled_from([1, 1, 1, 2, 3]),
     adapter=st.integers(0, 2),
     scope=st.sampled_from(["", "", "key"]),
+    tenant=st.sampled_from(["", "", "one", "two"]),
     params=params,
     at_step=st.sampled_from([0, 0, 0, 1, 7, 20]),
     cancel_after=st.sampled_from([None, None, None, 0, 3, 11]),
@@ -175,6 +178,8 @@ def test_every_answer_is_the_one_the_request_gets_alone(
 ) -> None:
     limits = Limits(max_running, max_running + more_step_tokens, beside, drafts)
     together, scheduler = simulate(all_asks, limits, num_blocks)
+    if len({ask.tenant for ask in all_asks}) > 1:
+        event("several tenants")
     if scheduler.stats.preemptions:
         event("somebody was sent back")
     if scheduler.stats.prefix_hits:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import shutil
 import signal
@@ -34,6 +35,10 @@ from tests.soak.watch import Watch, open_files
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 1.0
 RUNNING, WAITING = 8, 8
+KEYS = {name: f"sk-soak-{name}-0123456789abcdef0123456789abcdef" for name in ("ann", "ben", "cat")}
+ADMIN_KEY = "sk-soak-admin-0123456789abcdef0123456789abcdef"
+# Of nine adapters about four fit into memory.
+ADAPTER_GIB = 0.085
 
 
 def main() -> int:
@@ -49,14 +54,15 @@ def main() -> int:
     volume.publish_all()
     asks = make_asks(options.asks, options.seed)
     with server(options.model, volume.live, folder / "server.log") as (url, process):
-        watch = Watch(url, process.pid)
-        with httpx.Client(base_url=url, timeout=300) as http:
+        watch = Watch(url, process.pid, ADMIN_KEY)
+        operator = {"authorization": f"Bearer {ADMIN_KEY}"}
+        with httpx.Client(base_url=url, timeout=300, headers=operator) as http:
             begun = time.monotonic()
             references = ask_alone(http, pairs(volume, asks))
             print(f"soak: {len(references)} answers alone in {time.monotonic() - begun:.0f} s")
-            evidence = soak(watch, volume, asks, references, options)
+            evidence = soak(watch, volume, asks, references, http, options)
             volume.publish_all()
-            wait_for(http, volume.versions)
+            restore(http, volume.versions)
             again = ask_alone(http, pairs(volume, asks[:2]))
             evidence.recovered = all(again[key] == references[key] for key in again)
             evidence.open_files = evidence.open_files[0], open_files(process.pid)
@@ -95,14 +101,21 @@ def soak(
     volume: Volume,
     asks: list[Ask],
     references: References,
+    http: httpx.Client,
     options: argparse.Namespace,
 ) -> Evidence:
+    """http: the operator's."""
+
+    def operate(version: str, action: str) -> None:
+        answer = http.post(f"/admin/adapters/{version}/{action}")
+        assert answer.status_code in (200, 400, 404, 409, 429, 503), answer.text
+
     names = ["base", *volume.versions, *sorted({key.split("@")[0] for key in volume.versions})]
-    callers = Callers(watch.url, asks, references, names, options.seed)
+    callers = Callers(watch.url, asks, references, names, list(KEYS.values()), options.seed)
     before, files = watch.numbers(), open_files(watch.pid)
     ended = threading.Event()
     threads = [
-        threading.Thread(target=volume.disturb, args=(ended, 2.0)),
+        threading.Thread(target=volume.disturb, args=(ended, 2.0, operate)),
         threading.Thread(target=watch.run, args=(ended,)),
     ]
     for thread in threads:
@@ -126,8 +139,11 @@ def soak(
     )
 
 
-def wait_for(http: httpx.Client, versions: list[str]) -> None:
-    """Until the server lists every version; asserts that it does within a few polls."""
+def restore(http: httpx.Client, versions: list[str]) -> None:
+    """Take back what the operator did; asserts that the server lists every version within a few polls."""
+    for name in sorted({version.split("@")[0] for version in versions}):
+        http.post(f"/admin/adapters/{name}/unpin")
+        http.post(f"/admin/adapters/{name}/reload")
     deadline = time.monotonic() + 60
     while True:
         served = {model["id"] for model in http.get("/v1/models").json()["data"]}
@@ -146,10 +162,17 @@ def server(model: Path, volume: Path, log: Path) -> Iterator[tuple[str, subproce
         sys.executable, "-m", "server", "--model", str(model), "--adapters", str(volume), "--port", str(port),
         "--max-running", str(RUNNING), "--max-waiting", str(WAITING), "--max-context", "1024",
         # Little, so that sequences lose their place to others.
-        "--kv-cache-gib", "0.06", "--adapter-poll-seconds", str(POLL_SECONDS),
+        "--kv-cache-gib", "0.06", "--adapter-memory-gib", str(ADAPTER_GIB), "--adapter-poll-seconds", str(POLL_SECONDS),
     ]  # fmt: skip
+    secrets = {"LORACHAT_API_KEYS": ",".join(KEYS.values()), "LORACHAT_ADMIN_KEY": ADMIN_KEY}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **secrets},
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 120

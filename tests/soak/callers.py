@@ -1,6 +1,7 @@
 """Callers of every kind, each with one request after the other, and what became of each request.
 
-Every request that is sent ends in exactly one outcome: finished, refused, cancelled, or lost, which must not be.
+Every request that is sent ends in exactly one outcome: finished, refused, late (past the deadline that it named),
+cancelled by its caller, or lost, which must not be.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from tests.fuzz.raw import damaged, mutated
 from tests.soak.asks import Answer, Ask, References, choices
 
 CHAT = "/v1/chat/completions"
-FINISHED, REFUSED, CANCELLED, LOST = "finished", "refused", "cancelled", "lost"
+FINISHED, REFUSED, LATE, CANCELLED, LOST = "finished", "refused", "late", "cancelled", "lost"
+OUTCOMES = (FINISHED, REFUSED, LATE, CANCELLED, LOST)
+# What a server says that cannot serve this now: it names a time to come again.
+BUSY = (429, 503)
 
 
 @dataclass(slots=True)
@@ -45,7 +49,10 @@ class LostError(Exception):
 
 
 class Callers:
-    """names: what may be asked for: NAME and NAME@VERSION, there or not. References are by NAME@VERSION."""
+    """names: what may be asked for: NAME and NAME@VERSION, there or not. References are by NAME@VERSION.
+
+    keys: the callers share these API keys.
+    """
 
     def __init__(
         self,
@@ -53,6 +60,7 @@ class Callers:
         asks: Sequence[Ask],
         references: References,
         names: Sequence[str],
+        keys: Sequence[str],
         seed: int,
     ) -> None:
         self.tally = Tally()
@@ -60,6 +68,7 @@ class Callers:
         self._asks = asks
         self._references = references
         self._names = names
+        self._keys = keys
         self._seed = seed
 
     async def run(self, count: int, seconds: float) -> None:
@@ -76,6 +85,7 @@ class Callers:
             "leaves a stream": (14, self._leave_stream),
             "leaves before": (10, self._leave_whole),
             "reads slowly": (8, self._read_slowly),
+            "has no time": (8, self._hurry),
             "breaks the body": (14, self._break_body),
             "lists": (4, self._list),
         }
@@ -83,7 +93,10 @@ class Callers:
         # A small window, so that an answer that is not read soon stands in the server.
         slow = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]
         transport = httpx.AsyncHTTPTransport(socket_options=slow if number % 4 == 0 else None)
-        async with httpx.AsyncClient(base_url=self._url, timeout=300, transport=transport) as http:
+        headers = {"authorization": f"Bearer {self._keys[number % len(self._keys)]}"}
+        async with httpx.AsyncClient(
+            base_url=self._url, timeout=300, transport=transport, headers=headers
+        ) as http:
             while time.monotonic() < deadline:
                 kind = chance.choices(names, weights)[0]
                 self.tally.sent[kind] += 1
@@ -94,9 +107,18 @@ class Callers:
                     self.tally.lost.append(f"{kind}: {error!r}")
                 self.tally.outcomes[kind, outcome] += 1
 
-    async def _whole(self, http: httpx.AsyncClient, chance: random.Random) -> str:
+    async def _hurry(self, http: httpx.AsyncClient, chance: random.Random) -> str:
+        return await self._whole(
+            http, chance, {"x-request-timeout": f"{chance.uniform(0.05, 3):.2f}"}
+        )
+
+    async def _whole(
+        self, http: httpx.AsyncClient, chance: random.Random, headers: dict[str, str] | None = None
+    ) -> str:
         ask, model = self._choose(chance)
-        response = await http.post(CHAT, json=ask.body(model))
+        response = await http.post(CHAT, json=ask.body(model), headers=headers)
+        if headers and response.status_code == 504:
+            return LATE
         if response.status_code != 200:
             return await self._refused(response, chance)
         body = response.json()
@@ -192,13 +214,13 @@ class Callers:
         """A refusal has OpenAI's shape; one that asks to come again says when. The caller then waits a little."""
         error = response.json()["error"]
         status = response.status_code
-        if status >= 500 or not error["message"]:
+        if (status >= 500 and status not in BUSY) or not error["message"]:
             raise LostError(f"{status}: {error}")
         self.tally.refusals[f"{status} {error['code'] or error['type']}"] += 1
-        if status == 429:
+        if status in BUSY:
             wait = int(response.headers["retry-after"])
             if wait < 1:
-                raise LostError("429 without a time to wait")
+                raise LostError(f"{status} without a time to wait")
             # Sooner than it was told: a crowd at the door is what is tried here.
             await asyncio.sleep(chance.uniform(0.1, min(wait, 2)))
         return REFUSED

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from benchmarks.machine import Machine
-from tests.soak.callers import CANCELLED, FINISHED, LOST, REFUSED, Tally
+from tests.soak.callers import CANCELLED, FINISHED, OUTCOMES, REFUSED, Tally
+from tests.soak.watch import total
 
 MIB = 2**20
 
@@ -28,11 +29,7 @@ class Evidence:
 
     def done(self, name: str) -> float:
         """By how much a counter of the server has grown, over all its labels."""
-        return sum(
-            value - self.before.get(series, 0.0)
-            for series, value in self.after.items()
-            if series == name or series.startswith(f"{name}{{")
-        )
+        return total(self.after, name) - total(self.before, name)
 
     @property
     def held(self) -> dict[str, float]:
@@ -40,8 +37,10 @@ class Evidence:
             "vllm:num_requests_running",
             "vllm:num_requests_waiting",
             "lorachat_kv_blocks_used",
+            "lorachat_queue_tokens",
+            "lorachat_adapter_requests_waiting",
         )
-        return {name: self.after[name] for name in names}
+        return {name: total(self.after, name) for name in names}
 
 
 def findings(evidence: Evidence, *, memory_growth: float) -> list[str]:
@@ -71,16 +70,12 @@ def findings(evidence: Evidence, *, memory_growth: float) -> list[str]:
 def write_report(evidence: Evidence, machine: Machine) -> None:
     tally = evidence.tally
     print(f"\n{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB\n")
-    print(f"{'caller':<20}{'sent':>8}{FINISHED:>10}{REFUSED:>10}{CANCELLED:>11}{LOST:>6}")
+    print(f"{'caller':<20}{'sent':>8}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
     for kind in sorted(tally.sent):
-        cells = [tally.outcomes[kind, outcome] for outcome in (FINISHED, REFUSED, CANCELLED, LOST)]
-        print(
-            f"{kind:<20}{tally.sent[kind]:>8}{cells[0]:>10}{cells[1]:>10}{cells[2]:>11}{cells[3]:>6}"
-        )
-    cells = [tally.of(outcome) for outcome in (FINISHED, REFUSED, CANCELLED, LOST)]
-    print(
-        f"{'all':<20}{tally.sent.total():>8}{cells[0]:>10}{cells[1]:>10}{cells[2]:>11}{cells[3]:>6}\n"
-    )
+        cells = "".join(f"{tally.outcomes[kind, outcome]:>11}" for outcome in OUTCOMES)
+        print(f"{kind:<20}{tally.sent[kind]:>8}{cells}")
+    cells = "".join(f"{tally.of(outcome):>11}" for outcome in OUTCOMES)
+    print(f"{'all':<20}{tally.sent.total():>8}{cells}\n")
     print(f"refusals     {dict(tally.refusals.most_common())}")
     print(f"volume       {dict(evidence.deeds)}")
     print(
@@ -93,7 +88,9 @@ def write_report(evidence: Evidence, machine: Machine) -> None:
     print(f"engine       {evidence.done('lorachat_steps_total'):.0f} steps,"
           f" {evidence.done('vllm:num_preemptions_total'):.0f} preemptions,"
           f" {evidence.done('vllm:prefix_cache_hits_total'):.0f} of"
-          f" {evidence.done('vllm:prefix_cache_queries_total'):.0f} prompt tokens cached")  # fmt: skip
+          f" {evidence.done('vllm:prefix_cache_queries_total'):.0f} prompt tokens cached;"
+          f" {evidence.done('lorachat_adapter_loads_total'):.0f} adapters loaded,"
+          f" {evidence.done('lorachat_adapter_evictions_total'):.0f} made room")  # fmt: skip
     start, end = evidence.memory
     print(
         f"memory       {start / MIB:.0f} MiB at start, {end / MIB:.0f} MiB at end ({end / start - 1:+.1%})"

@@ -7,11 +7,13 @@ import random
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.adapters import write_version
 
 NAMES, VERSIONS = 3, 3
+ACTIONS = ("reload", "reload", "unload", "pin", "unpin")
 
 
 class Volume:
@@ -34,12 +36,21 @@ class Volume:
         for key in self.versions:
             self.publish(key)
 
-    def disturb(self, ended: threading.Event, pause_seconds: float) -> None:
-        """One thing after the other until `ended`."""
-        deeds = [self.publish] * 4 + [self.remove, self.corrupt, self.copy_half, self.point]
+    def disturb(
+        self, ended: threading.Event, pause_seconds: float, operate: Callable[[str, str], None]
+    ) -> None:
+        """One thing after the other until `ended`. operate: does an action of the admin routes to a version."""
+        deeds: list[Callable[[str], None]] = [self.publish] * 4
+        deeds += [self.remove, self.corrupt, self.copy_half, self.point]
         while not ended.wait(self._chance.uniform(0.2, 2 * pause_seconds)):
+            key = self._chance.choice(self.versions)
+            if self._chance.random() < 0.2:
+                action = self._chance.choice(ACTIONS)
+                operate(key, action)
+                self.done[action] += 1
+                continue
             deed = self._chance.choice(deeds)
-            deed(self._chance.choice(self.versions))
+            deed(key)
             self.done[deed.__name__.replace("_", " ")] += 1
 
     def publish(self, key: str) -> None:

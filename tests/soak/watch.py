@@ -20,6 +20,7 @@ class Watch:
 
     url: str
     pid: int
+    key: str
     rss: list[tuple[float, int]] = field(default_factory=list)
 
     def run(self, ended: threading.Event) -> None:
@@ -40,7 +41,7 @@ class Watch:
         """Every series of /metrics: `name{label="value"}` without labels' order changed -> value."""
         found = {}
         for family in text_string_to_metric_families(
-            httpx.get(f"{self.url}/metrics", timeout=60).text
+            httpx.get(f"{self.url}/metrics", timeout=60, headers={"x-api-key": self.key}).text
         ):
             for sample in family.samples:
                 labels = ",".join(f'{k}="{v}"' for k, v in sample.labels.items())
@@ -52,10 +53,21 @@ class Watch:
         deadline = time.monotonic() + seconds
         while True:
             numbers = self.numbers()
-            busy = numbers["vllm:num_requests_running"] + numbers["vllm:num_requests_waiting"]
+            busy = total(numbers, "vllm:num_requests_running") + total(
+                numbers, "vllm:num_requests_waiting"
+            )
             if busy == 0 or time.monotonic() > deadline:
                 return numbers
             time.sleep(0.2)
+
+
+def total(numbers: dict[str, float], name: str) -> float:
+    """Of all series of a metric."""
+    return sum(
+        value
+        for series, value in numbers.items()
+        if series == name or series.startswith(f"{name}{{")
+    )
 
 
 def resident_bytes(pid: int) -> int:

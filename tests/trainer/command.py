@@ -54,8 +54,13 @@ class Command:
 
     def losses(self) -> list[tuple[int, float | None, float | None, float | None]]:
         """(step, training loss, validation loss, gradient norm) of the complete run."""
-        record = json.loads((self.output / "report" / "run.json").read_bytes())
-        return [
-            (point["step"], point["train_loss"], point["eval_loss"], point["grad_norm"])
-            for point in record["history"]
-        ]
+        return losses(self.output)
+
+
+def losses(output: Path) -> list[tuple[int, float | None, float | None, float | None]]:
+    """The same of a run's folder."""
+    record = json.loads((output / "report" / "run.json").read_bytes())
+    return [
+        (point["step"], point["train_loss"], point["eval_loss"], point["grad_norm"])
+        for point in record["history"]
+    ]

@@ -93,7 +93,7 @@ def fit_once(
     """Train on `rows` without an evaluation; the loaded model and the result."""
     from trainer.backends.peft import PeftBackend
     from trainer.fit import fit
-    from trainer.machine import Machine
+    from trainer.machine import Machine, MemoryMeter
     from trainer.progress import Silent
 
     machine, backend = machine or Machine("cpu", "CPU"), PeftBackend()
@@ -108,6 +108,7 @@ def fit_once(
         rows,
         output,
         lambda: 0.0,
+        MemoryMeter(machine),
         say.bar("", 1),
         say,
     )

@@ -64,13 +64,13 @@ def test_configuration_errors_exit_with_3(
 
 
 def test_the_volume_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.__main__ import _parser
+    from trainer.arguments import parser
 
     arguments = ["train", "--recipe", "x", "--output", "out"]
     monkeypatch.setenv("LORACHAT_ADAPTERS", "/volume")
-    assert _parser().parse_args(arguments).adapters == Path("/volume")
+    assert parser().parse_args(arguments).adapters == Path("/volume")
     monkeypatch.delenv("LORACHAT_ADAPTERS")
-    assert _parser().parse_args(arguments).adapters == Path("adapters")
+    assert parser().parse_args(arguments).adapters == Path("adapters")
 
 
 def test_train_and_prepare_as_a_user_runs_them(tiny_model: Path, tmp_path: Path) -> None:
@@ -90,14 +90,16 @@ def test_train_and_prepare_as_a_user_runs_them(tiny_model: Path, tmp_path: Path)
             check=False,
         )
         for arguments in (
-            ["prepare", *shared],
+            ["prepare", *shared, "--show", "5"],
             ["train", *shared, "--output", str(tmp_path / "tiny")],
             ["prepare", *shared, "--set", "data.sources.0.location=none.jsonl"],
         )
     )
     assert prepared.returncode == 0, prepared.stderr
     assert "near-duplicates" in prepared.stdout
-    assert prepared.stdout.count("⟦") >= 3
+    assert prepared.stdout.count("⟦") >= 5
+    assert "Sample 5" in prepared.stdout
+    assert "Sample 6" not in prepared.stdout
     assert trained.returncode == 0, trained.stderr
     assert "held-out loss, all:" in trained.stdout
     assert "Warning" not in trained.stderr, trained.stderr

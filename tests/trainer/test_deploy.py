@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tests.conftest import ROOT
-from trainer.__main__ import _parser
+from trainer.arguments import parser
 from trainer.errors import ConfigError, DataError
 from trainer.recipe_file import load_recipe
 
@@ -20,7 +20,7 @@ def documents(name: str) -> list[Any]:
 
 
 def check(arguments: list[str]) -> Any:
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     load_recipe(options.recipe, options.set)
     assert str(options.output).startswith("/volume/")
     assert str(options.adapters).startswith("/volume/")
@@ -28,7 +28,7 @@ def check(arguments: list[str]) -> Any:
 
 
 def test_the_kubernetes_job_runs_this_command_and_knows_its_exit_codes() -> None:
-    claim, job = documents("kubernetes-job.yaml")
+    claim, job = documents("kubernetes/train/job.yaml")
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert check(container["args"]).auto_batch
@@ -42,10 +42,22 @@ def test_the_kubernetes_job_runs_this_command_and_knows_its_exit_codes() -> None
 
 
 def test_the_train_job_starts_torchrun_with_this_module() -> None:
-    (job,) = documents("kubeflow-trainjob.yaml")
+    (job,) = documents("kubernetes/overlays/kubeflow/trainjob.yaml")
     command = job["spec"]["trainer"]["command"]
     assert command[:5] == ["python", "-m", "torch.distributed.run", "-m", "trainer"]
     options = check(command[5:])
+    # What it writes outlives its pod: /volume is the Job's claim here, too.
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]["spec"]
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+        for volume in pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    mounts = {m["mountPath"]: m["name"] for m in pod["containers"][0]["volumeMounts"]}
+    claim, _ = documents("kubernetes/train/job.yaml")
+    assert claims[mounts["/volume"]] == claim["metadata"]["name"]
     training = load_recipe(options.recipe).training
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
     assert rows % job["spec"]["trainer"]["numProcPerNode"] == 0

@@ -1,18 +1,27 @@
-"""What is exported is loaded by what it was exported for, and answers the same."""
+"""What is exported is loaded by what it was exported for, and answers the same.
+
+llama.cpp lives in an environment of its own, which `make test-exports` makes; without it those tests are skipped.
+"""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.models import write_peft_adapter
 from trainer.__main__ import main
 from trainer.shape import make_shape
 
 PROMPT = "the cat sat"
+LLAMA_CPP = ROOT / ".venv-llamacpp" / "bin" / "python"
+needs_llama_cpp = pytest.mark.skipif(
+    not LLAMA_CPP.exists(), reason="llama-cpp-python is not installed: make test-exports"
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,11 @@ def greedy(model: Any, ids: list[int]) -> list[int]:
     import torch
 
     output = model.generate(
-        input_ids=torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=None
+        input_ids=torch.tensor([ids]),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     answer: list[int] = output[0, len(ids) :].tolist()
     return answer
@@ -111,6 +124,89 @@ def test_the_lora_gguf_holds_the_same_update(trained: Any, tmp_path: Path) -> No
     change = np.abs(merged[key] - plain[key].astype(np.float32)).sum(axis=1)
     order = change.reshape(4, 2, 8).swapaxes(1, 2).reshape(-1)
     np.testing.assert_allclose(rows, order, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.model
+def test_the_tokenizer_of_the_embedded_model_has_a_name_in_gguf(embedded_model: Path) -> None:
+    from trainer.gguf_file import pre_tokenizer_name
+
+    state = json.loads((embedded_model / "tokenizer.json").read_bytes())
+    assert pre_tokenizer_name(state) == "gpt-2"
+
+
+# Digits, spaces, other scripts, contractions and control tokens: where tokenizers differ.
+TEXT = "It's 1234  and 5.\n\n\tZürich, 東京 🙂 <|im_end|>they'll"
+
+
+def llama_cpp(model: Path, ids: list[int], lora: Path | None = None) -> list[int]:
+    """Twelve greedy tokens after `ids`, as llama.cpp computes them."""
+    return run_llama_cpp(model, ids, lora)[0]
+
+
+def run_llama_cpp(model: Path, ids: list[int], lora: Path | None = None) -> list[list[int]]:
+    """Those, and the tokens of TEXT."""
+    script = Path(__file__).parent / "llama_cpp_greedy.py"
+    done = subprocess.run(
+        [LLAMA_CPP, script, model, json.dumps(ids), TEXT, *([lora] if lora else [])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers: list[list[int]] = json.loads(done.stdout)
+    return answers
+
+
+def write_base(base: Path, target: Path) -> None:
+    """The base alone as GGUF, as llama.cpp's own converter would make it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trainer.gguf_file import write_model
+
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(base),
+        AutoTokenizer.from_pretrained(base),
+    )
+    arrays = (
+        (name, parameter.detach().float().numpy()) for name, parameter in model.named_parameters()
+    )
+    write_model(target, "base", model.config, arrays, tokenizer, tokenizer.eos_token_id, "float32")
+
+
+@needs_llama_cpp
+def test_llama_cpp_answers_as_the_adapter_does(trained: Any, tmp_path: Path) -> None:
+    base, adapter, ids, answer = trained
+    targets = ["--gguf", str(tmp_path / "tuned.gguf"), "--lora-gguf", str(tmp_path / "lora.gguf")]
+    assert run_export(base, adapter, *targets) == 0
+    assert llama_cpp(tmp_path / "tuned.gguf", ids) == answer
+    write_base(base, tmp_path / "base.gguf")
+    assert llama_cpp(tmp_path / "base.gguf", ids) != answer
+    assert llama_cpp(tmp_path / "base.gguf", ids, tmp_path / "lora.gguf") == answer
+
+
+@needs_llama_cpp
+@pytest.mark.model
+def test_llama_cpp_answers_as_an_adapter_of_the_embedded_model_does(
+    embedded_model: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    messages = [{"role": "user", "content": "Name three colours."}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    write_peft_adapter(embedded_model, tmp_path / "adapter", use_rslora=True)
+    base = AutoModelForCausalLM.from_pretrained(embedded_model)
+    plain = greedy(base, ids)
+    answer = greedy(PeftModel.from_pretrained(base, tmp_path / "adapter"), ids)
+    assert answer != plain
+    targets = ["--gguf", str(tmp_path / "tuned.gguf"), "--lora-gguf", str(tmp_path / "lora.gguf")]
+    assert run_export(embedded_model, tmp_path / "adapter", *targets) == 0
+    expected = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    assert run_llama_cpp(tmp_path / "tuned.gguf", ids) == [answer, expected]
+    write_base(embedded_model, tmp_path / "base.gguf")
+    assert llama_cpp(tmp_path / "base.gguf", ids) == plain
+    assert llama_cpp(tmp_path / "base.gguf", ids, tmp_path / "lora.gguf") == answer
 
 
 def test_mistakes_are_told(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.trainer.command import Command
+from tests.trainer.command import ROOT, Command, losses
 from tests.trainer.recipes import tiny_recipe
 from trainer.checkpoints import SEAL, newest_sealed, remove_broken, seal
 from trainer.config import Recipe
@@ -54,6 +58,40 @@ def test_killed_and_stopped_it_goes_on_to_the_same_losses(
     assert command.losses() == undisturbed.losses()
     assert len(list((command.volume / "tiny").glob("2*"))) == 1
     assert not (command.output / "checkpoints").exists()
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_run_and_no_half_version_is_seen(
+    tiny_model: Path, tmp_path: Path, undisturbed: Command
+) -> None:
+    """LORACHAT_KILLS=N kills as often, LORACHAT_SEED=N at other moments."""
+    same = Command(tmp_path / "of", recipe(tiny_model, tmp_path))
+    kills, seed = os.environ.get("LORACHAT_KILLS", "8"), os.environ.get("LORACHAT_SEED", "1")
+    done = subprocess.run(
+        [
+            *(sys.executable, Path(__file__).parent / "train_and_die.py", kills, seed),
+            *(tmp_path / "run", tmp_path / "volume", "--recipe", same.recipe),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(line["killed"] for line in lines) >= int(kills)
+    finished = [line for line in lines if not line["killed"]]
+    assert finished
+    weights = (undisturbed.output / "adapter" / "adapter_model.safetensors").read_bytes()
+    for line in finished:
+        output = Path(line["output"])
+        assert line["code"] == 0, output.with_suffix(".log").read_text()
+        assert losses(output) == undisturbed.losses()
+        assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == weights
+    # Every reader saw whole versions only (the child checked them), and never two of one run.
+    assert all(len(line["versions"]) <= 1 for line in lines)
+    assert all(len(line["versions"]) == 1 for line in finished)
+    assert {"saving", "publishing", "concluding", "any"} <= {line["phase"] for line in lines}
 
 
 def test_what_is_complete_is_not_done_again(undisturbed: Command) -> None:

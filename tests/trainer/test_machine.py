@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,47 @@ def test_memory_is_measured_and_plausible() -> None:
     memory = meter.read()
     assert 0.05 < memory.start_reserved_gb <= memory.peak_reserved_gb < memory.total_gb
     assert memory.device == "CPU"
+
+
+class Allocator:
+    """What torch.cuda tells of its memory, in bytes, with peaks that can be reset."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reserved = self.allocated = self.reserved_peak = self.allocated_peak = 0
+        for name, told in {
+            "max_memory_reserved": lambda: self.reserved_peak,
+            "max_memory_allocated": lambda: self.allocated_peak,
+            "memory_reserved": lambda: self.reserved,
+            "reset_peak_memory_stats": self.reset,
+            "get_device_properties": lambda: SimpleNamespace(total_memory=16e9),
+        }.items():
+            monkeypatch.setattr(f"torch.cuda.{name}", told)
+
+    def reset(self) -> None:
+        self.reserved_peak, self.allocated_peak = self.reserved, self.allocated
+
+    def take(self, reserved: float, allocated: float) -> None:
+        """A peak, after which the reserved memory stays and the tensors go."""
+        self.reserved = int(reserved * 1e9)
+        self.reserved_peak = max(self.reserved_peak, self.reserved)
+        self.allocated_peak = max(self.allocated_peak, int(allocated * 1e9))
+
+
+def test_a_steps_memory_is_its_own_and_the_runs_peak_is_that_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allocator = Allocator(monkeypatch)
+    meter = MemoryMeter(Machine("cuda", "Tesla T4", (7, 5)))
+    allocator.take(9, 8)  # an evaluation
+    meter.begin_step()
+    allocator.take(9, 4)
+    assert meter.step() == (9, 4)
+    allocator.take(9, 7)  # another
+    allocator.reserved = int(5e9)  # given back
+    meter.begin_step()
+    allocator.take(6, 5)
+    assert meter.step() == (6, 5)
+    assert meter.read().peak_reserved_gb == 9
 
 
 def raised(error: BaseException, behind: BaseException | None = None) -> BaseException:

@@ -72,7 +72,8 @@ def test_a_plan_is_printed_with_every_trap(
         evaluation={"eval_steps": 1, "curve_rows": 64},
     )
     (tmp_path / "mine.yaml").write_text(dump_recipe(recipe))
-    assert main(["plan", "--recipe", str(tmp_path / "mine.yaml")]) == 0
+    page = tmp_path / "pages" / "plan.html"
+    assert main(["plan", "--recipe", str(tmp_path / "mine.yaml"), "--html", str(page)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "never reaches its peak" in printed
     assert "training.learning_rate (1e-06) is outside" in printed
@@ -80,3 +81,13 @@ def test_a_plan_is_printed_with_every_trap(
     assert "12 of 4 rows" in printed
     for card in ("T4", "L4", "A10G", "A100", "H100"):
         assert card in printed
+    written = page.read_text()
+    for text in (
+        "never reaches its peak",
+        "The evaluations cost",
+        "H100",
+        "tiny-model",
+        "peak of the training",
+    ):
+        assert text in written
+    assert "<script" not in written

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from run_records import WARMUP_WARNING, run_record, source
 
-from trainer.record import Answer, HistoryPoint, MaskedSample, SourceLoss
+from trainer.record import Answer, Expectation, HistoryPoint, MaskedSample, SourceLoss
 from trainer.report import write_report
+from trainer.report.outcome import compare_with_plan
 from trainer.report.page import describe_learning_rate, describe_loss, flatten
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -66,10 +67,10 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "runs" / "report").iterdir()}
     assert names == {
         *("report.html", "run.json", "history.csv", "losses.csv", "answers.csv"),
-        *("loss.png", "learning_rate.png"),
+        *("loss.png", "learning_rate.png", "gradient_norm.png", "speed.png", "memory.png"),
     }
-    for graph in ("loss.png", "learning_rate.png"):
-        assert (tmp_path / "runs" / "report" / graph).read_bytes().startswith(PNG)
+    for graph in (tmp_path / "runs" / "report").glob("*.png"):
+        assert graph.read_bytes().startswith(PNG)
 
 
 def test_run_json_is_the_record(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_text_of_models_and_data_stays_text(tmp_path: Path) -> None:
     page = page_of(tmp_path)
 
     assert "script" not in page.tags
-    assert page.tags.count("img") == 4
+    assert page.tags.count("img") == 5
     assert page.text.count(evil) >= 12
     assert evil not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -206,6 +207,7 @@ def test_graphs_have_words_for_those_who_do_not_see_them(tmp_path: Path) -> None
         "and ends at 1.6e-05 at step 40.",
         "Gradient norm over steps. The gradient norm is between 0.9 and 0.9.",
         "Real tokens per second over steps. The speed is between 812 and 812.",
+        "Memory over steps. The memory of a step in GB is between 5.1 and 5.18.",
     ]
 
 
@@ -251,7 +253,7 @@ def test_a_second_report_replaces_the_first(tmp_path: Path) -> None:
     write_report(run_record(losses=()), tmp_path)
 
     assert "was not measured" in page_of(tmp_path).text
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(list(tmp_path.iterdir())) == 10
 
 
 def test_graphs_without_points_are_described_as_empty() -> None:
@@ -293,3 +295,29 @@ def test_the_change_of_base_is_shown_and_repetition_too(tmp_path: Path) -> None:
     assert "of it repeated" in text
     write_report(dataclasses.replace(record, float_losses=()), tmp_path)
     assert "On the base it will be served on" not in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_the_plan_stands_beside_what_happened(tmp_path: Path) -> None:
+    rows = {row.label: row for row in compare_with_plan(run_record())}
+    steps = rows["time of the steps on one T4"]
+    assert (steps.planned, steps.happened, plain(steps.change)) == (
+        "3 min 51 s",
+        "4 min 08 s",
+        "+7 %",
+    )
+    peak = rows["peak memory, evaluations included"]
+    assert (peak.planned, peak.happened, plain(peak.change)) == ("6.30 GB", "6.53 GB", "+4 %")
+    # The highest step, not the last.
+    assert rows["memory of a step, held by tensors"].happened == "5.00 GB"
+    write_report(run_record(), tmp_path)
+    assert "The plan, and what happened" in page_of(tmp_path).text
+
+    unknown = Expectation(steps=40, tokens=0)
+    rows = {row.label: row for row in compare_with_plan(run_record(expected=unknown))}
+    assert "memory of a step, held by tensors" in rows  # measured, though not planned
+    unmeasured = run_record(expected=unknown, history=())
+    assert "memory of a step, held by tensors" not in {
+        r.label for r in compare_with_plan(unmeasured)
+    }
+    assert (rows["time of the steps"].planned, rows["real tokens"].change) == ("–", "–")
+    assert compare_with_plan(run_record(expected=None)) == ()

@@ -22,8 +22,27 @@ def test_the_rows_of_a_step_are_shared_out_evenly() -> None:
         divide_step(16, 4, 3)
 
 
-@pytest.mark.parametrize("padding_free", ["never", "always"])
-def test_the_losses_are_those_of_one(tiny_model: Path, tmp_path: Path, padding_free: str) -> None:
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1")
+# Its name for several processes of one machine, with GPUs or without.
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2")
+ACCELERATE += ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
+
+
+@pytest.mark.parametrize(
+    ("padding_free", "launcher", "port_flag", "module_flag"),
+    [
+        ("never", TORCHRUN, "--master-port", "-m"),
+        ("always", ACCELERATE, "--main_process_port", "--module"),
+    ],
+)
+def test_the_losses_are_those_of_one(
+    tiny_model: Path,
+    tmp_path: Path,
+    padding_free: str,
+    launcher: tuple[str, ...],
+    port_flag: str,
+    module_flag: str,
+) -> None:
     recipe = tiny_recipe(
         tiny_model,
         tmp_path,
@@ -41,8 +60,7 @@ def test_the_losses_are_those_of_one(tiny_model: Path, tmp_path: Path, padding_f
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1")
-    code, output = two.run(launcher=(*launcher, f"--master-port={port}", "-m", "trainer"))
+    code, output = two.run(launcher=(*launcher, f"{port_flag}={port}", module_flag, "trainer"))
     assert code == 0, output
     code, output = one.run()
     assert code == 0, output

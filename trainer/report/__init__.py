@@ -1,4 +1,4 @@
-"""Writes what a finished run leaves for people (report.html, graphs) and for programs (JSON, CSV)."""
+"""Writes what a run leaves for people (report.html, graphs, the plan's page) and for programs (JSON, CSV)."""
 
 from trainer.report.write import write_report
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import summary
 from trainer.record import HistoryPoint, RunRecord
+from trainer.report.outcome import compare_with_plan
 from trainer.report.plots import series
 from trainer.scores import repetition
 
@@ -27,15 +28,34 @@ class Graph:
     description: str
 
 
-def render_page(
-    record: RunRecord,
-    *,
-    loss_images: tuple[bytes, bytes],
-    learning_rate_images: tuple[bytes, bytes],
-    gradient_norm_images: tuple[bytes, bytes],
-    speed_images: tuple[bytes, bytes],
-) -> str:
-    """The page. Images are PNG, (light, dark)."""
+def render_page(record: RunRecord, graphs: Mapping[str, tuple[bytes, bytes]]) -> str:
+    """The page. graphs: those of `draw_all`, PNG for (light, dark)."""
+    history = record.history
+    words = {
+        "loss": describe_loss(history),
+        "learning_rate": describe_learning_rate(history),
+        "gradient_norm": _describe_range("gradient norm", history, "grad_norm"),
+        "speed": _describe_range("speed", history, "tokens_per_second"),
+        "memory": _describe_range("memory of a step in GB", history, "memory_gb"),
+    }
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            run=record,
+            verdict=summary.verdict(record),
+            base_name=summary.base_name(record),
+            relative_change=summary.relative_change,
+            graphs={name: _graph(graphs[name], text) for name, text in words.items()},
+            comparison=compare_with_plan(record),
+            recipe=flatten(record.recipe),
+            resolved_arguments=flatten(record.resolved_arguments),
+        )
+    )
+
+
+def page_environment() -> Environment:
+    """Jinja with what the pages share."""
     # Autoescape is what keeps a model's answer from becoming part of the page.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -55,22 +75,7 @@ def render_page(
         perplexity=summary.perplexity,
         repetition=repetition,
     )
-    return environment.get_template("report.html.j2").render(
-        run=record,
-        verdict=summary.verdict(record),
-        base_name=summary.base_name(record),
-        relative_change=summary.relative_change,
-        loss_graph=_graph(loss_images, describe_loss(record.history)),
-        learning_rate_graph=_graph(learning_rate_images, describe_learning_rate(record.history)),
-        gradient_norm_graph=_graph(
-            gradient_norm_images, _describe_range("gradient norm", record.history, "grad_norm")
-        ),
-        speed_graph=_graph(
-            speed_images, _describe_range("speed", record.history, "tokens_per_second")
-        ),
-        recipe=flatten(record.recipe),
-        resolved_arguments=flatten(record.resolved_arguments),
-    )
+    return environment
 
 
 def describe_loss(history: Sequence[HistoryPoint]) -> str:
@@ -106,7 +111,10 @@ def _describe_range(label: str, history: Sequence[HistoryPoint], field: str) -> 
     steps, values = series(history, field)
     if not steps:
         return f"No {label} was logged."
-    return f"The {label} is between {min(values):,.3g} and {max(values):,.3g}."
+    low, high = (
+        f"{end:,.0f}" if end >= 1000 else f"{end:.3g}" for end in (min(values), max(values))
+    )
+    return f"The {label} is between {low} and {high}."
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

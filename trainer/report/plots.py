@@ -81,6 +81,38 @@ def draw_speed(history: Sequence[HistoryPoint], palette: Palette) -> bytes:
     return _draw(history, "tokens_per_second", "Speed over steps", "real tokens/s", palette)
 
 
+def draw_memory(history: Sequence[HistoryPoint], palette: Palette) -> bytes:
+    """Memory of each step (GB): reserved and held by tensors on a GPU, resident on a CPU."""
+    figure, axes = _graph("Memory over steps", "GB (1e9 bytes)", palette)
+    held, allocated = series(history, "memory_gb"), series(history, "allocated_gb")
+    if held[0]:
+        label = "reserved" if allocated[0] else "resident"
+        axes.plot(*held, color=palette.first, marker=_marker(held), label=label)
+    if allocated[0]:
+        axes.plot(
+            *allocated,
+            color=palette.second,
+            linestyle="--",
+            marker=_marker(allocated),
+            label="allocated",
+        )
+    axes.set_ylim(0, 1.25 * max([*held[1], *allocated[1]], default=1.0))  # room for the legend
+    _finish(axes, palette, steps=held[0], legend=True)
+    return _png(figure)
+
+
+def draw_all(history: Sequence[HistoryPoint]) -> dict[str, tuple[bytes, bytes]]:
+    """All graphs as PNG by name, each for a light and a dark page."""
+    drawers = {
+        "loss": draw_loss,
+        "learning_rate": draw_learning_rate,
+        "gradient_norm": draw_gradient_norm,
+        "speed": draw_speed,
+        "memory": draw_memory,
+    }
+    return {name: (draw(history, LIGHT), draw(history, DARK)) for name, draw in drawers.items()}
+
+
 def _draw(
     history: Sequence[HistoryPoint], field: str, title: str, ylabel: str, palette: Palette
 ) -> bytes:

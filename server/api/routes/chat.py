@@ -34,6 +34,6 @@ def chat_router(service: Service) -> APIRouter:
             continuous_usage=options is not None and bool(options.continuous_usage_stats),
             timings=bool(chat.timings),
         )
-        return streamed(service, started.run, formatter)
+        return streamed(request, service, started.run, formatter)
 
     return router

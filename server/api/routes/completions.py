@@ -33,6 +33,6 @@ def completions_router(service: Service) -> APIRouter:
             include_usage=options is not None and bool(options.include_usage),
             continuous_usage=options is not None and bool(options.continuous_usage_stats),
         )
-        return streamed(service, started, formatter)
+        return streamed(request, service, started, formatter)
 
     return router

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from server.api.allowed_models import list_models as allowed_models
+from server.api.caller import caller_of
 from server.api.openapi import documented
 from server.api.schemas.bodies import ModelBody, ModelList
 from server.api.service import Service
@@ -13,7 +15,7 @@ from server.errors import ModelNotFoundError, NotServedError
 def models_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["Models"])
 
-    def listed() -> list[ModelBody]:
+    def listed(request: Request) -> list[ModelBody]:
         catalogue = service.catalogue
         return [
             ModelBody(
@@ -24,18 +26,18 @@ def models_router(service: Service) -> APIRouter:
                 digest=info.digest,
                 max_model_len=catalogue.max_context,
             )
-            for info in catalogue.list()
+            for info in allowed_models(catalogue, caller_of(request))
         ]
 
     @router.get("/v1/models", **documented(None, ModelList))
-    def list_models() -> ModelList:
-        """The base, every adapter (its latest version), and every version."""
-        return ModelList(data=listed())
+    def list_models(request: Request) -> ModelList:
+        """The base, every adapter (its latest version), and every version: those that the key may use."""
+        return ModelList(data=listed(request))
 
     @router.get("/v1/models/{name:path}", **documented(None, ModelBody, not_found=True))
-    def retrieve_model(name: str) -> ModelBody:
+    def retrieve_model(request: Request, name: str) -> ModelBody:
         """One model of the list."""
-        bodies = listed()
+        bodies = listed(request)
         for body in bodies:
             if body.id == name:
                 return body

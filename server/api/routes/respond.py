@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from server.api.errors import CLIENT_CLOSED_REQUEST
 from server.api.event_stream import EventStream, Formatter, Source
+from server.api.record import record_of
 from server.api.schemas.parse import NotHonoured, parse, unknown_fields
 from server.api.service import Service
 
@@ -24,11 +25,15 @@ async def read_body(
 ) -> Body:
     """The checked body; its unknown fields are counted. Raises InvalidRequestError."""
     body = parse(kind, await request.body(), not_honoured)
+    record = record_of(request)
+    record.asked_model = getattr(body, "model", None)
+    record.is_stream = bool(getattr(body, "stream", False))
     service.metrics.unknown_fields(set(unknown_fields(body)))
     return body
 
 
-def streamed(service: Service, source: Source, formatter: Formatter) -> Response:
+def streamed(request: Request, service: Service, source: Source, formatter: Formatter) -> Response:
+    record_of(request).runs = source.runs
     return EventStream(source, formatter, keepalive_seconds=service.keepalive_seconds)
 
 
@@ -36,6 +41,7 @@ async def whole(
     request: Request, source: Source, body: Coroutine[Any, Any, dict[str, Any]]
 ) -> Response:
     """body: folds the source's events. Raises the error of a failed run."""
+    record_of(request).runs = source.runs
     work = asyncio.ensure_future(body)
     gone = asyncio.ensure_future(_disconnect(request))
     try:

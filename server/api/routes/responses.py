@@ -29,7 +29,7 @@ def responses_router(service: Service) -> APIRouter:
             raise renamed(error) from None
         builder = ResponseBuilder(started.run, started.readers[0], asked)
         if asked.stream:
-            return streamed(service, started.run, ResponseStream(builder))
+            return streamed(request, service, started.run, ResponseStream(builder))
         return await whole(request, started.run, response(started.run, builder))
 
     return router

@@ -6,6 +6,8 @@ import asyncio
 
 from fastapi import APIRouter, Request
 
+from server.api.allowed_models import find_model
+from server.api.caller import caller_of
 from server.api.chat import chat_options
 from server.api.messages import to_messages
 from server.api.openapi import documented
@@ -29,7 +31,7 @@ def tokens_router(service: Service) -> APIRouter:
     async def tokenize(request: Request) -> Tokens:
         """Token ids of a text, or of a conversation as the model's template renders it."""
         asked = await read_body(request, service, TokenizeRequest, NOT_HONOURED)
-        model = service.catalogue.find(asked.model)
+        model = find_model(service.catalogue, caller_of(request), asked.model)
         if (asked.prompt is None) == (asked.messages is None):
             raise InvalidRequestError("Send either 'prompt' or 'messages'.", param="prompt")
         if asked.prompt is not None:
@@ -54,7 +56,7 @@ def tokens_router(service: Service) -> APIRouter:
     async def detokenize(request: Request) -> Detokenized:
         """The text of token ids, control tokens included."""
         asked = await read_body(request, service, DetokenizeRequest, NOT_HONOURED)
-        model = service.catalogue.find(asked.model)
+        model = find_model(service.catalogue, caller_of(request), asked.model)
         size = service.catalogue.vocab_size
         if asked.tokens and max(asked.tokens) >= size:
             raise InvalidRequestError(
@@ -64,9 +66,9 @@ def tokens_router(service: Service) -> APIRouter:
         return Detokenized(prompt=await asyncio.to_thread(model.tokenizer.decode, asked.tokens))
 
     @router.get("/tokenizer_info", **documented(None, TokenizerInfo, not_found=True))
-    def tokenizer_info(model: str = "base") -> TokenizerInfo:
+    def tokenizer_info(request: Request, model: str = "base") -> TokenizerInfo:
         """What a remote user of the tokenizer needs to know."""
-        tokenizer = service.catalogue.find(model).tokenizer
+        tokenizer = find_model(service.catalogue, caller_of(request), model).tokenizer
         return TokenizerInfo(
             bos_token=tokenizer.bos_token,
             eos_token=tokenizer.eos_token,
@@ -79,7 +81,7 @@ def tokens_router(service: Service) -> APIRouter:
     async def apply_template(request: Request) -> Rendered:
         """The text that a conversation becomes. Forged control tokens show as they were written."""
         asked = await read_body(request, service, ApplyTemplateRequest, NOT_HONOURED)
-        model = service.catalogue.find(asked.model)
+        model = find_model(service.catalogue, caller_of(request), asked.model)
         messages, options = _conversation(asked)
         return Rendered(
             prompt=await asyncio.to_thread(model.tokenizer.render_chat, messages, options)

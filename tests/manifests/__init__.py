@@ -1,0 +1,1 @@
+"""The Kubernetes manifests: as kustomize builds them, against this code and against the published schemas."""

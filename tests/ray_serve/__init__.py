@@ -1,0 +1,1 @@
+"""The server under Ray on a real local cluster. `make test-ray` makes the environment that it runs in."""

@@ -1,0 +1,338 @@
+"""The operator's routes over HTTP, on a real volume and a real engine with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.app import create_app
+from server.api.keys import Keyring, environment_keys
+from server.api.policy import Policy
+from server.api.service import Loaded, Service
+from server.engine.engine import Engine
+from server.engine.scheduler import Limits
+from server.model.adapter_desk import AdapterDesk
+from server.model.adapter_memory import AdapterMemory
+from server.model.backend import make_backend
+from server.model.catalogue import VolumeCatalogue
+from server.model.digest import weights_digest
+from server.model.loader import load_base
+from server.native.build import build
+from tests.models import write_manifest, write_peft_adapter
+from tests.server.live import serve
+
+OLD, NEW = "20261123-080000-aaaaaa", "20261123-090000-bbbbbb"
+CHAT = "/v1/chat/completions"
+OPERATOR = "operators-key"
+
+
+@pytest.fixture(scope="session")
+def two_adapters(tiny_model: Path, once: Callable[..., Path]) -> Path:
+    def make(folder: Path) -> None:
+        for seed in (1, 2):
+            write_peft_adapter(tiny_model, folder / str(seed), seed=seed)
+
+    return once("admin-adapters", make)
+
+
+@dataclass
+class Admin:
+    """A server, its client and its volume."""
+
+    http: httpx.Client
+    root: Path
+    desk: AdapterDesk
+    engine: Engine
+    digest: str
+    adapters: Path
+
+    def publish(self, name: str, version: str, seed: int = 1) -> Path:
+        folder = self.root / name / version
+        shutil.copytree(self.adapters / str(seed), folder)
+        write_manifest(folder, weights_digest=self.digest)
+        return folder
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        response = self.http.get("/admin/adapters")
+        assert response.status_code == 200, response.text
+        return {row["id"]: row for row in response.json()["data"]}
+
+    def act(self, name: str, action: str) -> httpx.Response:
+        return self.http.post(f"/admin/adapters/{name}/{action}")
+
+    def chat(self, model: str, max_tokens: int = 8, **fields: Any) -> httpx.Response:
+        message = {"role": "user", "content": "hello"}
+        return self.http.post(
+            CHAT,
+            json={"model": model, "messages": [message], "max_tokens": max_tokens,
+                  "temperature": 0, "ignore_eos": True, **fields},
+        )  # fmt: skip
+
+    def models(self) -> list[str]:
+        return [model["id"] for model in self.http.get("/v1/models").json()["data"]]
+
+    def metric(self, name: str) -> float:
+        for line in self.http.get("/metrics").text.splitlines():
+            if line.rpartition(" ")[0] == name:
+                return float(line.rpartition(" ")[2])
+        raise AssertionError(f"no {name}")
+
+
+@contextmanager
+def administered(
+    model: Path,
+    adapters: Path,
+    root: Path,
+    room: int | None = None,
+    *,
+    api_keys: Sequence[str] = (),
+    admin_key: str | None = OPERATOR,
+) -> Iterator[Admin]:
+    """room: how many adapters the memory has room for. The client is the operator."""
+    build()
+    base = load_base(str(model))
+    runner = make_backend(base, "auto", lambda _: 2**22, threads=1).runner
+    digest = weights_digest(base.checkpoint)
+    engine = Engine(runner, Limits(4, 64), max_context=256, max_waiting=100)
+    engine.start()
+    ranks = {(layer, m): 4 for layer in range(2) for m in
+             ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}  # fmt: skip
+    size = runner.adapter_bytes(ranks)
+    memory = AdapterMemory(2**40 if room is None else room * size + size // 2)
+    catalogue = VolumeCatalogue(
+        base, root, weights_digest=digest, max_context=256, created=1, memory=memory, packer=runner
+    )
+    desk = AdapterDesk(catalogue)
+    service = Service(max_choices=4, keepalive_seconds=15)
+    service.set_loaded(Loaded(engine, catalogue, adapters=desk))
+    policy = Policy(Keyring(environment_keys(api_keys, admin_key)))
+    headers = {"x-api-key": OPERATOR}
+    with (
+        serve(create_app(service, policy)) as url,
+        httpx.Client(base_url=url, timeout=60, headers=headers) as http,
+    ):
+        yield Admin(http, root, desk, engine, digest, adapters)
+    engine.stop()
+
+
+@pytest.fixture
+def admin(tiny_model: Path, two_adapters: Path, tmp_path: Path) -> Iterator[Admin]:
+    with administered(tiny_model, two_adapters, tmp_path / "adapters") as admin:
+        yield admin
+
+
+def test_the_list_has_every_version_and_why_one_is_refused(admin: Admin) -> None:
+    assert admin.http.get("/admin/adapters").json()["data"] == []
+    admin.publish("talk", OLD)
+    bad = admin.publish("talk", NEW)
+    (bad / "tokenizer.json").write_text("{}")
+    admin.desk.refresh()
+    rows = admin.rows()
+    good, refused = rows[f"talk@{OLD}"], rows[f"talk@{NEW}"]
+    assert (good["state"], good["latest"], good["rank"], good["requests_running"]) == (
+        "loaded", True, 4, 0)  # fmt: skip
+    assert good["bytes"] > 0
+    assert good["digest"] == admin.http.get("/v1/models/talk").json()["digest"]
+    assert refused["state"] == "refused"
+    assert "tokenizer.json is not the file" in refused["reason"]
+    assert refused["since"] > 1.7e9
+    assert admin.metric('lorachat_adapters_refused{reason="digest"}') == 1
+    assert admin.metric('lorachat_adapter_refusals_total{reason="digest"}') == 1
+    assert admin.chat("talk").status_code == 200, "the others go on"
+    shutil.rmtree(bad)
+    admin.desk.refresh()
+    assert admin.metric('lorachat_adapters_refused{reason="digest"}') == 0
+
+
+def test_unload_and_reload(admin: Admin) -> None:
+    admin.publish("talk", OLD)
+    admin.desk.refresh()
+    before = admin.chat("talk").json()["choices"]
+    response = admin.act("talk", "unload")
+    assert [row["state"] for row in response.json()["data"]] == ["unloaded"]
+    admin.desk.refresh()
+    assert admin.chat("talk").status_code == 404
+    assert admin.models() == ["base"]
+    assert admin.act("talk", "reload").json()["data"][0]["state"] == "loaded"
+    assert admin.chat("talk").json()["choices"] == before
+
+
+def test_a_stream_ends_on_the_version_it_began_with(admin: Admin) -> None:
+    """While it runs the version is unloaded and removed from the volume; not a token differs."""
+    folder = admin.publish("talk", OLD)
+    admin.desk.refresh()
+    whole = admin.chat("talk", max_tokens=200).json()["choices"][0]["message"]["content"]
+    text = ""
+    body = {"model": "talk", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 200,
+            "temperature": 0, "ignore_eos": True, "stream": True}  # fmt: skip
+    with admin.http.stream("POST", CHAT, json=body) as stream:
+        for number, line in enumerate(stream.iter_lines()):
+            if number == 6:
+                assert admin.act("talk", "unload").status_code == 200
+                shutil.rmtree(folder)
+                admin.desk.refresh()
+            if line.startswith("data: {"):
+                choices = json.loads(line[6:])["choices"]
+                text += (choices[0]["delta"].get("content") or "") if choices else ""
+    assert text == whole
+    assert admin.rows() == {}
+    assert admin.chat("talk").status_code == 404
+
+
+def test_many_adapters_are_served_within_a_small_memory(
+    tiny_model: Path, two_adapters: Path, tmp_path: Path
+) -> None:
+    """Twelve adapters of two kinds, room for two, eight callers at once: every answer is the right one."""
+    with administered(tiny_model, two_adapters, tmp_path / "adapters", room=2) as admin:
+        for number in range(12):
+            admin.publish(f"a{number}", OLD, seed=1 + number % 2)
+        admin.desk.refresh()
+        right = [admin.chat(f"a{number}").json()["choices"] for number in (0, 1)]
+        assert right[0] != right[1]
+        with ThreadPoolExecutor(8) as callers:
+            numbers = [n % 12 for n in range(0, 12 * 35, 7)]
+            answers = list(callers.map(lambda n: admin.chat(f"a{n}"), numbers))
+        for number, answer in zip(numbers, answers, strict=True):
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["choices"] == right[number % 2]
+        memory = admin.http.get("/admin/adapters").json()["memory"]
+        assert memory["used"] <= memory["limit"]
+        assert memory["adapters"] <= 2
+        assert memory["evictions"] > 10
+        assert memory["waiting"] == 0
+        assert {row["requests_running"] for row in admin.rows().values()} == {0}
+        assert admin.metric("lorachat_adapters_in_memory") == memory["adapters"]
+
+
+def test_a_completion_of_several_prompts_needs_its_adapter_once(
+    tiny_model: Path, two_adapters: Path, tmp_path: Path
+) -> None:
+    with administered(tiny_model, two_adapters, tmp_path / "adapters", room=1) as admin:
+        for name in ("one", "two"):
+            admin.publish(name, OLD)
+        admin.desk.refresh()
+
+        def complete(name: str) -> int:
+            body = {"model": name, "prompt": ["a", "b", "c"], "max_tokens": 5, "n": 2}
+            return admin.http.post("/v1/completions", json=body).status_code
+
+        with ThreadPoolExecutor(4) as callers:
+            assert set(callers.map(complete, ["one", "two"] * 6)) == {200}
+        assert {row["requests_running"] for row in admin.rows().values()} == {0}
+
+
+def test_pinning(tiny_model: Path, two_adapters: Path, tmp_path: Path) -> None:
+    with administered(tiny_model, two_adapters, tmp_path / "adapters", room=1) as admin:
+        for name in ("one", "two"):
+            admin.publish(name, OLD)
+        admin.desk.refresh()
+        assert admin.act("one", "pin").json()["data"][0]["state"] == "pinned"
+        refusal = admin.act("two", "pin")
+        assert refusal.status_code == 409
+        assert "unpin one" in refusal.json()["error"]["message"]
+        away = admin.chat("two")
+        assert away.status_code == 503
+        assert "pinned" in away.json()["error"]["message"]
+        assert admin.chat("one").status_code == 200
+        assert admin.act("one", "unpin").status_code == 200
+        assert admin.chat("two").status_code == 200
+
+
+@pytest.mark.parametrize("action", ["reload", "unload", "pin", "unpin"])
+@pytest.mark.parametrize(
+    "name", ["nobody", "base", "..%2Ftalk", "%2Fetc", "talk%2F..", "talk@..", ".tmp-1", "%00"]
+)
+def test_only_names_are_taken(admin: Admin, action: str, name: str) -> None:
+    admin.publish("talk", OLD)
+    (admin.root / "talk" / ".tmp-1").mkdir()
+    admin.desk.refresh()
+    response = admin.act(name, action)
+    assert response.status_code == 404
+    assert response.json()["error"]["message"]
+    assert admin.chat("talk").status_code == 200
+
+
+def test_vllms_routes(admin: Admin) -> None:
+    def load(name: str, path: object, **fields: Any) -> httpx.Response:
+        body = {"lora_name": name, "lora_path": str(path), **fields}
+        return admin.http.post("/v1/load_lora_adapter", json=body)
+
+    def unload(name: str, **fields: Any) -> httpx.Response:
+        return admin.http.post("/v1/unload_lora_adapter", json={"lora_name": name, **fields})
+
+    admin.publish("talk", OLD)
+    loaded = load("talk", admin.root / "talk")
+    assert (loaded.status_code, loaded.text) == (
+        200, "Success: LoRA adapter 'talk' added successfully.")  # fmt: skip
+    assert load("talk", "talk").status_code == 200, "once more is no error"
+    assert admin.chat("talk").status_code == 200
+    gone = unload("talk")
+    assert (gone.status_code, gone.text) == (
+        200, "Success: LoRA adapter 'talk' removed successfully.")  # fmt: skip
+    assert admin.chat("talk").status_code == 404
+    assert load("talk", f"talk/{OLD}").status_code == 400, "NAME is not one of its versions"
+    assert load(f"talk@{OLD}", f"talk/{OLD}", load_inplace=True).status_code == 200
+    assert admin.chat("talk").status_code == 200
+    assert unload("nobody").status_code == 404
+    assert load("nobody", "nobody").status_code == 404
+    assert unload("talk", lora_int_id=1).status_code == 400
+    outside = admin.root.parent / "outside"
+    shutil.copytree(admin.root / "talk" / OLD, outside)
+    os.symlink(outside, admin.root / "sly")
+    for name, path in (
+        ("talk", outside), ("sly", "sly"), ("outside", "../outside"), ("talk", "/"),
+        ("talk", "https://example.com/talk"), ("talk", "someone/talk"),
+    ):  # fmt: skip
+        refusal = load(name, path)
+        assert refusal.status_code == 400, path
+        assert refusal.json()["error"]["param"] == "lora_path"
+        assert "its own adapters folder only" in refusal.json()["error"]["message"]
+    (admin.publish("bad", OLD) / "manifest.json").write_text("{")
+    refusal = load("bad", "bad")
+    assert refusal.status_code == 400
+    assert "manifest.json is not JSON" in refusal.json()["error"]["message"]
+    for body in ({}, {"lora_name": "talk"}, {"lora_name": 1, "lora_path": "x"}):
+        assert admin.http.post("/v1/load_lora_adapter", json=body).status_code == 400
+
+
+ROUTES = [
+    ("GET", "/admin/adapters"),
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
+]
+ROUTES += [
+    ("POST", f"/admin/adapters/talk/{action}") for action in ("reload", "unload", "pin", "unpin")
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_with_keys_set_only_the_operator_gets_in(
+    tiny_model: Path, two_adapters: Path, tmp_path: Path, method: str, path: str
+) -> None:
+    volume = tmp_path / "adapters"
+    with administered(tiny_model, two_adapters, volume, api_keys=["user-key"]) as admin:
+        for key, status in (("", 401), ("wrong", 401), ("user-key", 403)):
+            answer = admin.http.request(method, path, headers={"x-api-key": key}, json={})
+            assert answer.status_code == status
+        operator = admin.http.request(method, path, headers={"x-api-key": OPERATOR}, json={})
+        assert operator.status_code not in (401, 403)
+
+
+def test_with_keys_and_no_admin_key_nobody_operates(
+    tiny_model: Path, two_adapters: Path, tmp_path: Path
+) -> None:
+    volume = tmp_path / "adapters"
+    with administered(tiny_model, two_adapters, volume, api_keys=["k"], admin_key=None) as admin:
+        answer = admin.http.get("/admin/adapters", headers={"x-api-key": "k"})
+        assert answer.status_code == 403
+        assert "LORACHAT_ADMIN_KEY" in answer.json()["error"]["message"]
