@@ -105,9 +105,9 @@ class LossMeter:
             positions,
         )
         sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
-        size = max(FLOAT_POSITIONS // len(rows), 1)
-        for start in range(0, len(positions), size):
-            part = slice(start, start + size)
+        at_once = max(FLOAT_POSITIONS // len(rows), 1)
+        for first in range(0, len(positions), at_once):
+            part = slice(first, first + at_once)
             losses = functional.cross_entropy(
                 logits[:, part].float().transpose(1, 2),
                 labels[:, positions[part]],
