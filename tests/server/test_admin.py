@@ -5,35 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from server.api.app import create_app
-from server.api.keys import Keyring, environment_keys
-from server.api.policy import Policy
-from server.api.service import Loaded, Service
-from server.engine.engine import Engine
-from server.engine.scheduler import Limits
-from server.model.adapter_desk import AdapterDesk
-from server.model.adapter_memory import AdapterMemory
-from server.model.backend import make_backend
-from server.model.catalogue import VolumeCatalogue
-from server.model.digest import weights_digest
-from server.model.loader import load_base
-from server.native.build import build
-from tests.models import write_manifest, write_peft_adapter
-from tests.server.live import serve
+from tests.models import write_peft_adapter
+from tests.server.adapter_live import CHAT, OPERATOR, Admin, administered
 
 OLD, NEW = "20261123-080000-aaaaaa", "20261123-090000-bbbbbb"
-CHAT = "/v1/chat/completions"
-OPERATOR = "operators-key"
 
 
 @pytest.fixture(scope="session")
@@ -43,86 +26,6 @@ def two_adapters(tiny_model: Path, once: Callable[..., Path]) -> Path:
             write_peft_adapter(tiny_model, folder / str(seed), seed=seed)
 
     return once("admin-adapters", make)
-
-
-@dataclass
-class Admin:
-    """A server, its client and its volume."""
-
-    http: httpx.Client
-    root: Path
-    desk: AdapterDesk
-    engine: Engine
-    digest: str
-    adapters: Path
-
-    def publish(self, name: str, version: str, seed: int = 1) -> Path:
-        folder = self.root / name / version
-        shutil.copytree(self.adapters / str(seed), folder)
-        write_manifest(folder, weights_digest=self.digest)
-        return folder
-
-    def rows(self) -> dict[str, dict[str, Any]]:
-        response = self.http.get("/admin/adapters")
-        assert response.status_code == 200, response.text
-        return {row["id"]: row for row in response.json()["data"]}
-
-    def act(self, name: str, action: str) -> httpx.Response:
-        return self.http.post(f"/admin/adapters/{name}/{action}")
-
-    def chat(self, model: str, max_tokens: int = 8, **fields: Any) -> httpx.Response:
-        message = {"role": "user", "content": "hello"}
-        return self.http.post(
-            CHAT,
-            json={"model": model, "messages": [message], "max_tokens": max_tokens,
-                  "temperature": 0, "ignore_eos": True, **fields},
-        )  # fmt: skip
-
-    def models(self) -> list[str]:
-        return [model["id"] for model in self.http.get("/v1/models").json()["data"]]
-
-    def metric(self, name: str) -> float:
-        for line in self.http.get("/metrics").text.splitlines():
-            if line.rpartition(" ")[0] == name:
-                return float(line.rpartition(" ")[2])
-        raise AssertionError(f"no {name}")
-
-
-@contextmanager
-def administered(
-    model: Path,
-    adapters: Path,
-    root: Path,
-    room: int | None = None,
-    *,
-    api_keys: Sequence[str] = (),
-    admin_key: str | None = OPERATOR,
-) -> Iterator[Admin]:
-    """room: how many adapters the memory has room for. The client is the operator."""
-    build()
-    base = load_base(str(model))
-    runner = make_backend(base, "auto", lambda _: 2**22, threads=1).runner
-    digest = weights_digest(base.checkpoint)
-    engine = Engine(runner, Limits(4, 64), max_context=256, max_waiting=100)
-    engine.start()
-    ranks = {(layer, m): 4 for layer in range(2) for m in
-             ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}  # fmt: skip
-    size = runner.adapter_bytes(ranks)
-    memory = AdapterMemory(2**40 if room is None else room * size + size // 2)
-    catalogue = VolumeCatalogue(
-        base, root, weights_digest=digest, max_context=256, created=1, memory=memory, packer=runner
-    )
-    desk = AdapterDesk(catalogue)
-    service = Service(max_choices=4, keepalive_seconds=15)
-    service.set_loaded(Loaded(engine, catalogue, adapters=desk))
-    policy = Policy(Keyring(environment_keys(api_keys, admin_key)))
-    headers = {"x-api-key": OPERATOR}
-    with (
-        serve(create_app(service, policy)) as url,
-        httpx.Client(base_url=url, timeout=60, headers=headers) as http,
-    ):
-        yield Admin(http, root, desk, engine, digest, adapters)
-    engine.stop()
 
 
 @pytest.fixture

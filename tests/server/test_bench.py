@@ -71,14 +71,14 @@ def test_a_model_that_is_not_there_is_one_sentence() -> None:
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("server: /no/such/model")
+    assert done.stderr.strip().splitlines()[-1].startswith("server: There is no folder at /no/such")
 
 
 def test_what_a_start_measures_is_what_the_metrics_know(tiny_model: Path) -> None:
-    from server import __main__ as main
+    from server.loading import load_here
     from server.settings import Settings
 
-    loaded, _ = main._load(Settings(model=str(tiny_model), adapters=None, threads=1))
+    loaded, _ = load_here(Settings(model=str(tiny_model), adapters=None, threads=1))
     assert loaded.sizes is not None
     assert loaded.sizes.keys() == SIZES.keys()
     assert all(size > 0 for size in loaded.sizes.values())
