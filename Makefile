@@ -67,6 +67,11 @@ fuzz: env  ## send generated and broken requests to a real server (FUZZ_EXAMPLES
 	@scripts/setup-tools .venv-fuzz requirements/constraints-fuzz.txt requirements/fuzz.txt
 	@$(PY) -m tests.fuzz .venv-fuzz
 
+.PHONY: test-vllm
+test-vllm: env  ## the published adapter in vLLM: same tokens, same client (installs vLLM's CPU build apart, 3.4 GB)
+	@scripts/setup-vllm
+	@$(PY) -m pytest -n 0 tests/vllm/live.py
+
 .PHONY: docker-test
 docker-test:  ## build the images and run the compose file for real (skipped where no Docker engine answers)
 	@scripts/docker-test

@@ -29,11 +29,13 @@ log = logging.getLogger("lorachat")
 
 # A step of so many rows costs hardly more than one of a single row: the weights are read once for all of them.
 DRAFT_TOKENS = 8
-# Whole contexts that the KV cache holds by default, where there is memory for them.
-KV_CACHE_CONTEXTS = 8
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["size"]:
+        from server.sizing.command import main as size
+
+        sys.exit(size(sys.argv[2:]))
     settings = _read_settings()
     logging.basicConfig(
         level=settings.log_level.upper(),
@@ -167,7 +169,7 @@ def _load(settings: Settings) -> tuple[Loaded, Callable[[], None]]:
     from server.cores import available_cores
     from server.engine.engine import Engine
     from server.engine.scheduler import Limits
-    from server.memory import available_bytes, kv_cache_budget
+    from server.memory import KV_CACHE_CONTEXTS, available_bytes, kv_cache_budget
     from server.model.backend import make_backend
     from server.model.catalogue import VolumeCatalogue
     from server.model.digest_cache import cache_folder, cached_weights_digest
