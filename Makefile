@@ -105,6 +105,11 @@ test-ifeval: env  ## evaluate checkable instructions through lm-eval against a s
 	@scripts/setup-tools .venv-ifeval requirements/constraints-ifeval.txt requirements/ifeval.txt
 	@$(PY) -m pytest -n 0 tests/trainer/test_ifeval.py
 
+.PHONY: test-vllm
+test-vllm: env  ## the published adapter in vLLM: same tokens, same client (installs vLLM's CPU build apart, 3.4 GB)
+	@scripts/setup-vllm
+	@$(PY) -m pytest -n 0 tests/vllm/live.py
+
 .PHONY: docker-test
 docker-test:  ## build the images and run the compose file for real (skipped where no Docker engine answers)
 	@scripts/docker-test

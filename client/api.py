@@ -78,8 +78,16 @@ class ChatClient:
         await self._http.aclose()
 
     async def check_ready(self) -> None:
-        """Return if the server has loaded its model; raise, with kind LOADING, while it loads."""
-        await self._get("/ready")
+        """Return if the server has loaded its model; raise, with kind LOADING, while it loads.
+
+        Servers of other makes have no such route: vLLM, for one, listens only when it has loaded. What answers in
+        another language altogether is found out by the next question.
+        """
+        try:
+            await self._get("/ready")
+        except ChatError as error:
+            if error.kind is not ErrorKind.NOT_A_SERVER:
+                raise
 
     async def models(self) -> list[Model]:
         """The base, the adapters and their versions, in the server's order."""

@@ -20,6 +20,10 @@ Kind = TypeVar("Kind", bound=Settings)
 def main() -> None:
     if sys.argv[1:2] == ["key"]:
         sys.exit(_make_key(sys.argv[2:]))
+    if sys.argv[1:2] == ["size"]:
+        from server.sizing.command import main as size
+
+        sys.exit(size(sys.argv[2:]))
     if sys.argv[1:2] == ["ray"]:
         sys.exit(_serve_with_ray(sys.argv[2:]))
     # Nothing is fetched because of a request; the base may be, once, at start, when it is a hub id.

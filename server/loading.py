@@ -13,7 +13,13 @@ from server.cores import available_cores
 from server.engine.engine import Engine
 from server.engine.scheduler import Limits
 from server.errors import StartupError
-from server.memory import RESERVED_BYTES, adapter_budget, available_bytes, kv_cache_budget
+from server.memory import (
+    KV_CACHE_CONTEXTS,
+    RESERVED_BYTES,
+    adapter_budget,
+    available_bytes,
+    kv_cache_budget,
+)
 from server.model.adapter_desk import AdapterDesk
 from server.model.adapter_memory import AdapterMemory
 from server.model.backend import make_backend
@@ -32,8 +38,6 @@ log = logging.getLogger("lorachat")
 DRAFT_TOKENS = 8
 # A probe is one step, between two others; a machine that takes this long for it serves nobody.
 PROBE_SECONDS = 60.0
-# Whole contexts that the KV cache holds by default, where there is memory for them.
-KV_CACHE_CONTEXTS = 8
 # With less than so many tokens it is no use starting.
 LEAST_CACHE_TOKENS = 256
 

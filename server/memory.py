@@ -12,6 +12,8 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 RESERVED_BYTES = 768 * 2**20
 # Of what is left: cached prefixes fill whatever they are given, and the machine has other uses for memory.
 KV_CACHE_SHARE = 0.5
+# Whole contexts that the KV cache holds by default, where there is memory for them.
+KV_CACHE_CONTEXTS = 8
 
 
 # Adapters come and go; those that are in use must have room beside the keys and values.

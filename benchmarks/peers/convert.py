@@ -15,7 +15,8 @@ class PeerError(Exception):
 
 def environment(name: str) -> Path:
     """The peer's environment. Raises PeerError if it has not been made."""
-    folder = ROOT / f".venv-peer-{name}"
+    # vLLM's is that of `make test-vllm`: it takes gigabytes.
+    folder = ROOT / (".venv-vllm" if name == "vllm" else f".venv-peer-{name}")
     if not (folder / "bin/python").exists():
         raise PeerError(f"not installed: run benchmarks/peers/setup {name}")
     return folder

@@ -48,7 +48,7 @@ class FakeServer:
     scripts: dict[str, Script]
     url: str = ""
     key: str | None = None
-    is_ready: bool = True
+    is_ready: bool | None = True  # None: it has no such route
     metrics: str | None = None  # the text of /metrics; None: no such route
     standings: list[dict[str, Any]] | None = None  # what an operator is told; None: closed
     models: list[tuple[str, str, str | None]] = field(default_factory=lambda: list(MODELS))
@@ -115,6 +115,8 @@ def create_app(server: FakeServer) -> FastAPI:
 
     @app.get("/ready")
     def ready() -> Response:
+        if server.is_ready is None:
+            return JSONResponse({"detail": "Not Found"}, 404)
         if server.is_ready:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "loading"}, 503)

@@ -9,6 +9,7 @@ import pytest
 from client.api import ChatClient, normalise_address
 from client.errors import ChatError, ErrorKind
 from client.types import ChatRequest, Delta, Done, Message, Sampling, Standing, default_model
+from client.ui.catalog import look
 from tests.client.fake_server import (
     DONE,
     FakeServer,
@@ -291,6 +292,20 @@ def test_models_and_the_default_choice(server):
     assert default_model(models) == "smalltalk"
     assert default_model(models[:1]) == "base"
     assert default_model([]) is None
+
+
+def test_a_server_of_another_make_needs_no_route_for_readiness():
+    """vLLM has none; it listens when it has loaded."""
+    server = FakeServer({}, is_ready=None)
+
+    async def check():
+        async with ChatClient(server.url) as client:
+            return await look(client)
+
+    with running(server):
+        catalog = asyncio.run(check())
+    assert catalog.error is None
+    assert catalog.models[0].id == "base"
 
 
 def test_readiness_tells_loading_from_away():
