@@ -40,11 +40,13 @@ def application(settings: RaySettings) -> serve.Application:
 
 
 def engine_options(settings: RaySettings) -> dict[str, Any]:
+    places = settings.max_running + max(1, int(settings.max_running * AHEAD))
     options: dict[str, Any] = {
         "name": "Engine",
         "ray_actor_options": {"num_cpus": settings.threads or 1},
-        "max_ongoing_requests": settings.max_running + max(1, int(settings.max_running * AHEAD)),
-        "max_queued_requests": settings.max_waiting,
+        "max_ongoing_requests": places,
+        # Ray counts those it is just placing, too: a burst that the engines have room for must not be refused.
+        "max_queued_requests": settings.max_waiting + settings.fewest * places,
         # To the engine that has the conversation; where that is full, to the next ones in the order of the hash.
         "request_router_config": {
             "request_router_class": ROUTER,

@@ -27,8 +27,8 @@ class RaySettings(Settings):
     max_waiting: int = Field(
         64,
         ge=0,
-        description="requests that may wait before the engines, all together, those of a burst that are just being"
-        " placed included; more are refused with 429",
+        description="requests that may wait before the engines, all together, besides as many as the fewest engines"
+        " take (a burst on its way to them); more are refused with 429",
     )
     replicas: int = Field(
         2,
