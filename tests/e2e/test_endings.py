@@ -167,7 +167,6 @@ def test_a_second_signal_ends_it_though_answers_run(embedded_model: Path, tmp_pa
             process.wait(60)
             with pytest.raises(httpx.HTTPError):
                 list(lines)
-    assert "Traceback" not in log.read_text()
 
 
 def test_keys_and_the_admin_port_of_the_real_program(tiny_model: Path, tmp_path: Path) -> None:
