@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,10 @@ def test_a_second_signal_ends_it_though_answers_run(embedded_model: Path, tmp_pa
                 pass
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-            with pytest.raises(httpx.HTTPError):
-                list(lines)
+            rest: list[str] = []
+            with suppress(httpx.HTTPError):  # cut, or told in time
+                rest += [line for line in lines if line]
+            assert rest[-1:] != ["data: [DONE]"] or "error" in rest[-2]
 
 
 def test_keys_and_the_admin_port_of_the_real_program(tiny_model: Path, tmp_path: Path) -> None:
