@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from server.api.keys import digest_of
 from tests.conftest import ROOT
