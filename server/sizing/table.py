@@ -57,8 +57,8 @@ def table(
         )
     if parts.adapters > (room := adapter_budget(machine.memory_bytes, parts.weights)):
         notes.append(
-            f"the server keeps {_gb(room)} of adapters in memory: of {_gb(parts.adapters)} in use some are read from the"
-            " volume again and again (--adapter-memory-gib)"
+            f"the server keeps {_gb(room)} of adapters in memory: of {_gb(parts.adapters)} in use some are read"
+            " from the volume again and again (--adapter-memory-gib)"
         )
     if plan.replicas > 1 and load.cached_share:
         notes.append(

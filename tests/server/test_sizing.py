@@ -61,7 +61,9 @@ def test_a_prompt_is_predicted_within_five_percent(adapters, measured):
 
 
 def measured_load(users: int) -> tuple[Load, float, float]:
-    _, requests, tokens_in, tokens_out, rate, token_ms = next(l for l in LOADS if l[0] == users)
+    _, requests, tokens_in, tokens_out, rate, token_ms = next(
+        row for row in LOADS if row[0] == users
+    )
     load = Load(
         users=users,
         tokens_per_second=1,
