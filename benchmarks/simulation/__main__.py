@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Collection
+from functools import partial
 
 from benchmarks.simulation.replica import Hardware
 from benchmarks.simulation.routing import ROUTERS
@@ -52,9 +54,8 @@ def main() -> int:
         description="SIMULATED: routing policies over replicas of the server.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    names = lambda known: lambda text: _known(text, known)  # noqa: E731
-    parser.add_argument("--scenarios", type=names(SCENARIOS), default=",".join(SCENARIOS))
-    parser.add_argument("--policies", type=names(ROUTERS), default=",".join(ROUTERS))
+    parser.add_argument("--scenarios", type=partial(_known, SCENARIOS), default=",".join(SCENARIOS))
+    parser.add_argument("--policies", type=partial(_known, ROUTERS), default=",".join(ROUTERS))
     parser.add_argument(
         "--replicas", type=lambda text: [int(n) for n in text.split(",")], default="1,10"
     )
@@ -78,7 +79,9 @@ def main() -> int:
         f" {machine.num_blocks * machine.block_size:,} tokens, {options.rate:g} requests/s a replica,"
         f" {options.arrivals} arrivals, seed {options.seed}\n"
     )
-    print("| traffic | replicas | policy | requests | tokens/s | first token p50 s | p99 s | found in cache | busy |")
+    print(
+        "| traffic | replicas | policy | requests | tokens/s | first token p50 s | p99 s | found in cache | busy |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     begun = time.perf_counter()
     for name in options.scenarios:
@@ -106,11 +109,11 @@ def _line(scenario: str, policy: str, o: Outcome) -> str:
     )
 
 
-def _known(text: str, known: object) -> list[str]:
+def _known(known: Collection[str], text: str) -> list[str]:
     chosen = text.split(",")
     for name in chosen:
-        if name not in known:  # type: ignore[operator]
-            raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(known)}")  # type: ignore[call-overload]
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(known)}")
     return chosen
 
 

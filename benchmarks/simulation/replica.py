@@ -77,9 +77,7 @@ class Replica:
         self._batch = self._scheduler.next_batch()
         if self._batch is None:
             return None
-        seconds = step_seconds(
-            self._hardware.model, self._hardware.machine, _work(self._batch)
-        )
+        seconds = step_seconds(self._hardware.model, self._hardware.machine, _work(self._batch))
         self.busy_seconds += seconds
         return seconds
 

@@ -8,9 +8,7 @@ from typing import Protocol
 
 
 class Router(Protocol):
-    def choose(
-        self, conversation: int, prompt: tuple[int, ...], outstanding: Sequence[int]
-    ) -> int:
+    def choose(self, conversation: int, prompt: tuple[int, ...], outstanding: Sequence[int]) -> int:
         """A replica's number. outstanding: requests that each has and has not finished."""
         ...
 

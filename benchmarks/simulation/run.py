@@ -83,9 +83,8 @@ def simulate(
             schedule(now + seconds, None, number)
 
     for conversation in conversations:
-        name = str(conversation.number)
-        talks[name] = _Open(conversation, conversation.system)
-        schedule(conversation.begins, name, -1)
+        talks[str(conversation.number)] = _Open(conversation, conversation.system)
+        schedule(conversation.begins, str(conversation.number), -1)
     while events:
         now, _, name, number = heapq.heappop(events)
         outcome.seconds = now

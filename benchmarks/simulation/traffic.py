@@ -79,7 +79,8 @@ def conversations(
     while count < requests:
         now = next(begins)
         system = chance.choices(prompts, cum_weights=popularity)[0] if prompts else ()
-        turns, context = [], len(system)
+        turns: list[Turn] = []
+        context = len(system)
         more = True
         while more:
             name = "later_question" if turns else "first_question"

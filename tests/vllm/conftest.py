@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.conftest import NAME, LiveServer, live_server
-from tests.e2e.conftest import volume as volume  # noqa: PLC0414 - a fixture, offered here too
+from tests.e2e.conftest import NAME, LiveServer, live_server, volume
+
+__all__ = ["volume"]  # a fixture, offered here too
 
 CONTEXT = 512
 START_SECONDS = 500  # it imports, compiles and warms up: about 70 s where nothing else runs

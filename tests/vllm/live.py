@@ -136,9 +136,7 @@ def test_the_terminal_client_works_unmodified(vllm: LiveServer, ours: str) -> No
         return result.stdout
 
     fixed = ["--model", NAME, "--temperature", "0", "--max-tokens", str(TOKENS)]
-    own, theirs = (
-        client("ask", QUESTIONS[0], "--server", url, *fixed) for url in (ours, vllm.url)
-    )
+    own, theirs = (client("ask", QUESTIONS[0], "--server", url, *fixed) for url in (ours, vllm.url))
     assert theirs == own != "\n"
     lines = f"{QUESTIONS[0]}\n/quit\n"
     own, theirs = (client("chat", "--server", url, *fixed, given=lines) for url in (ours, vllm.url))
