@@ -1,4 +1,4 @@
-"""Which replica gets a request. A router sees prompts and how many requests each replica has; never a replica's cache."""
+"""Which replica gets a request. A router sees prompts and how many requests each has to do; never a replica's cache."""
 
 from __future__ import annotations
 
