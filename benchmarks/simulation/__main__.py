@@ -15,11 +15,11 @@ from functools import partial
 from benchmarks.simulation.replica import Hardware
 from benchmarks.simulation.routing import ROUTERS
 from benchmarks.simulation.run import Outcome, router_chance, simulate
-from benchmarks.simulation.traffic import SCENARIOS, conversations
+from benchmarks.simulation.traffic import MAX_CONTEXT, SCENARIOS, conversations
 from server.engine.scheduler import Limits
 from server.sizing.model_cost import ModelCost, weight_bytes
 from server.sizing.plan import Limits as Defaults
-from server.sizing.plan import memory
+from server.sizing.plan import SizingError, memory
 from server.sizing.shapes import SHAPES, shape_like
 from server.sizing.step_time import Machine
 
@@ -56,24 +56,27 @@ def main() -> int:
     )
     parser.add_argument("--scenarios", type=partial(_known, SCENARIOS), default=",".join(SCENARIOS))
     parser.add_argument("--policies", type=partial(_known, ROUTERS), default=",".join(ROUTERS))
+    parser.add_argument("--replicas", type=_counts, default="1,10")
     parser.add_argument(
-        "--replicas", type=lambda text: [int(n) for n in text.split(",")], default="1,10"
+        "--requests", type=_count, default=150, help="per replica; of all replicas --most at most"
     )
+    parser.add_argument("--most", type=_count, default=6000, help="requests of a run")
     parser.add_argument(
-        "--requests", type=int, default=150, help="per replica; of all replicas --most at most"
-    )
-    parser.add_argument("--most", type=int, default=6000, help="requests of a run")
-    parser.add_argument(
-        "--rate", type=float, default=0.5, help="requests/s that come to a replica on average"
+        "--rate", type=_positive, default=0.5, help="requests/s that come to a replica on average"
     )
     parser.add_argument("--arrivals", choices=("poisson", "bursty"), default="poisson")
     parser.add_argument("--like", choices=sorted(SHAPES), default="smollm2-135m")
-    parser.add_argument("--memory", type=float, default=25.0, help="of a replica, GB")
-    parser.add_argument("--bandwidth", type=float, default=27.0, help="GB/s")
-    parser.add_argument("--gflops", type=float, default=270.0, help="in a large matrix product")
+    parser.add_argument("--memory", type=_positive, default=25.0, help="of a replica, GB")
+    parser.add_argument("--bandwidth", type=_positive, default=27.0, help="GB/s")
+    parser.add_argument("--gflops", type=_positive, default=270.0, help="in a large matrix product")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    machine = hardware(options.like, options.memory, options.bandwidth, options.gflops)
+    try:
+        machine = hardware(options.like, options.memory, options.bandwidth, options.gflops)
+    except SizingError as error:
+        parser.error(str(error))
+    if machine.num_blocks * BLOCK_SIZE < MAX_CONTEXT:
+        parser.error(f"the KV cache holds less than {MAX_CONTEXT} tokens: give --memory more")
     print(
         f"SIMULATED: {options.like}, {options.bandwidth:g} GB/s, {options.gflops:g} GFLOP/s, KV cache of"
         f" {machine.num_blocks * machine.block_size:,} tokens, {options.rate:g} requests/s a replica,"
@@ -107,6 +110,24 @@ def _line(scenario: str, policy: str, o: Outcome) -> str:
         f"| {scenario} | {o.replicas} | {policy} | {o.requests} | {o.tokens_per_second:.0f} |"
         f" {o.first_token(50):.2f} | {o.first_token(99):.2f} | {o.hit_share:.0%} | {o.busy_share:.0%} |"
     )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 10**6:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 1,000,000")
+    return value
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return value
 
 
 def _known(known: Collection[str], text: str) -> list[str]:
