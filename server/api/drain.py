@@ -11,6 +11,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -19,6 +20,8 @@ import uvicorn
 from server.api.policy import AdminPort
 
 log = logging.getLogger("lorachat.api")
+
+LAST_WORDS_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,14 @@ class DrainingServer(uvicorn.Server):
         if await super().on_tick(counter):
             return True
         return self._is_draining and (self._is_drained or not self.server_state.tasks)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            # uvicorn leaves the application's own end out then, and its task ends with a traceback in the log.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_SECONDS):
+                    await self.lifespan.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self._is_draining:

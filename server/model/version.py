@@ -68,7 +68,6 @@ class Reader:
         with failing("manifest"):
             manifest = read_manifest(folder)
             template = manifest.chat_template.file
-            probe = read_probe(manifest.probe, self._base.config.vocab_size)
         with failing("digest"):
             needed = (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES, template)
             check_files(folder, manifest, needed, later=WEIGHTS_FILE)
@@ -76,6 +75,8 @@ class Reader:
                 raise AdapterError("manifest.json gives two digests for the chat template")
         with failing("base"):
             self._check_base(manifest.base.id, manifest.base.weights_digest)
+        with failing("probe"):  # another base has another vocabulary, so that is known first
+            probe = read_probe(manifest.probe, self._base.config.vocab_size)
         with failing("tokenizer"):
             digests = tuple(manifest.files[name].sha256 for name in TOKENIZER_FILES)
             tokenizer = self._tokenizers.get(folder, digests)

@@ -182,6 +182,9 @@ def change(**fields: object) -> Callable[[Path], None]:
 BASE = {"id": "tiny-model", "revision": None}
 
 
+FAR_PROBE = {"format": "lorachat-probe/1", "token_ids": [10**6, 1], "logprobs": [-1.0]}
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -199,6 +202,11 @@ BASE = {"id": "tiny-model", "revision": None}
         (change(stop_token_ids=[]), "stop tokens"),
         (change(base={**BASE, "weights_digest": "sha256:" + "0" * 64}), "another base"),
         (change(base={"id": "x", "revision": None, "weights_digest": None}), "trained for x"),
+        # The reason that helps is the base, and not that the probe has words which this base does not know.
+        (
+            change(base={"id": "x", "revision": None, "weights_digest": None}, probe=FAR_PROBE),
+            "trained for x",
+        ),
     ],
 )
 def test_a_bad_version_is_refused_with_the_reason_and_the_others_go_on(

@@ -261,7 +261,9 @@ def test_the_command_ends_with_0_where_it_can_serve_and_with_1_where_not(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LORACHAT_CACHE", str(tmp_path / "cache"))
-    good = run("--model", str(tiny_model), "--port", "0", "--json")
+    # Not the checkout's own volume, which may hold anything.
+    good_flags = ("--model", str(tiny_model), "--port", "0", "--adapters", str(tmp_path / "none"))
+    good = run(*good_flags, "--json")
     assert good.returncode == 0, good.stdout + good.stderr
     shown = json.loads(good.stdout)
     assert shown["ok"] is True
@@ -274,6 +276,6 @@ def test_the_command_ends_with_0_where_it_can_serve_and_with_1_where_not(
     assert "Traceback" not in bad.stdout + bad.stderr
     wrong = run("--model", str(tiny_model), "--port", "x")
     assert wrong.returncode == 2
-    small = run("--model", str(tiny_model), "--port", "0", "--kv-cache-gib", "1000")
+    small = run(*good_flags, "--kv-cache-gib", "1000")
     assert small.returncode == 1
     assert "do not fit" in small.stdout

@@ -98,7 +98,7 @@ def test_a_full_volume_is_told_and_nothing_is_trained_twice(
     tiny_model: Path, tmp_path: Path, small_disk: Callable[[str, str], Path]
 ) -> None:
     command = Command(tmp_path, tiny_recipe(tiny_model, tmp_path))
-    disk = small_disk("adapters", "1m")
+    disk = small_disk("adapters", "4m")
     assert disk == command.volume
     ballast = fill(disk)
     code, output = command.run()
