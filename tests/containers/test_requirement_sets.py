@@ -23,6 +23,7 @@ TRAINER_ONLY = {"trl", "peft", "datasets", "accelerate", "matplotlib", "bitsandb
         ("train.txt", CPU),
         ("dev.txt", CPU),
         ("train-gpu.txt", GPU),
+        ("vllm.txt", "constraints-vllm.txt"),
         ("ray.txt", RAY),
     ],
 )

@@ -1,0 +1,1 @@
+"""SIMULATED serving: the real scheduler of server/engine on replicas whose runner only keeps time."""
