@@ -11,8 +11,9 @@ import time
 from pydantic_settings import SettingsConfigDict
 
 from server.cores import available_cores
+from server.door import policy_of
 from server.errors import StartupError
-from server.loading import cache_bytes, load_here
+from server.loading import LEAST_CACHE_TOKENS, adapter_bytes, cache_bytes, load_here
 from server.log_format import set_up
 from server.memory import available_bytes
 from server.model.catalogue import VolumeCatalogue
@@ -57,12 +58,16 @@ def doctor(settings: Settings, *, as_json: bool) -> int:
         adapters=settings.adapters,
         host=settings.host,
         port=settings.port,
+        admin=None if settings.admin_port is None else (settings.admin_host, settings.admin_port),
         has_keys=bool(settings.api_keys) or settings.api_key_file is not None,
+        refusal=_refusal(settings),
         threads=settings.threads,
         max_context=settings.max_context,
         kernel=settings.kernel,
         cache=cache_folder(os.environ),
         cache_budget=lambda base, weights: cache_bytes(settings, base, weights, available_bytes()),
+        adapter_budget=lambda weights: adapter_bytes(settings, weights, available_bytes()),
+        least_cache_tokens=LEAST_CACHE_TOKENS,
         open_volume=lambda base, digest: VolumeCatalogue(
             base,
             settings.adapters,
@@ -75,6 +80,15 @@ def doctor(settings: Settings, *, as_json: bool) -> int:
     findings = list(examine(what))
     print(shown_json(findings) if as_json else table(findings))
     return int(failed(findings))
+
+
+def _refusal(settings: Settings) -> str | None:
+    """Why a server would not start with these keys."""
+    try:
+        policy_of(settings)
+    except StartupError as error:
+        return str(error)
+    return None
 
 
 def bench(settings: Settings, *, as_json: bool) -> int:

@@ -103,17 +103,14 @@ def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callabl
         work = engine.between_steps(lambda: score(runner, adapter, token_ids))
         return work.result(PROBE_SECONDS)
 
-    if settings.adapter_memory_gib is not None:
-        adapter_bytes = int(settings.adapter_memory_gib * 2**30)
-    else:
-        adapter_bytes = adapter_budget(memory, backend.weight_bytes)
+    for_adapters = adapter_bytes(settings, backend.weight_bytes, memory)
     catalogue = VolumeCatalogue(
         base,
         settings.adapters,
         weights_digest=weights_digest,
         max_context=min(base.max_context, cache_tokens),
         created=int(time.time()),
-        memory=AdapterMemory(adapter_bytes, max_waiting=settings.max_waiting),
+        memory=AdapterMemory(for_adapters, max_waiting=settings.max_waiting),
         packer=runner,
         score=probe,
         cache=CheckedCache(cache_folder(os.environ), weights_digest, backend.kernel),
@@ -121,7 +118,7 @@ def load(settings: Settings, threads: int, memory: int) -> tuple[Loaded, Callabl
     )
     adapters = AdapterDesk(catalogue)
     adapters.refresh()
-    log.info("adapters may take %.2f GB of memory", adapter_bytes / 1e9)
+    log.info("adapters may take %.2f GB of memory", for_adapters / 1e9)
     log.info(
         "ready after %.1f s; models: %s",
         time.perf_counter() - begun,
@@ -147,6 +144,13 @@ def cache_bytes(settings: Settings, base: BaseModel, weight_bytes: int, memory: 
     if settings.kv_cache_gib is not None:
         return int(settings.kv_cache_gib * 2**30)
     return kv_cache_budget(memory, weight_bytes, _enough(base))
+
+
+def adapter_bytes(settings: Settings, weight_bytes: int, memory: int) -> int:
+    """That adapters may take: as set, or a part of what the weights leave."""
+    if settings.adapter_memory_gib is not None:
+        return int(settings.adapter_memory_gib * 2**30)
+    return adapter_budget(memory, weight_bytes)
 
 
 def _enough(base: BaseModel) -> int:

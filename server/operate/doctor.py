@@ -25,8 +25,9 @@ MEMINFO = Path("/proc/meminfo")
 class Examined:
     """What is to be examined: the server's settings, and how it would make of them a cache and a catalogue.
 
-    cache_budget: bytes of the KV cache beside weights of so many bytes. open_volume: a catalogue that has not looked
-    at the volume yet; it is given the base's digest.
+    refusal: why a server would not start with these keys. cache_budget, adapter_budget: bytes of the KV cache and for
+    adapters, beside weights of so many bytes. least_cache_tokens: with less it does not start. open_volume: a
+    catalogue that has not looked at the volume yet; it is given the base's digest.
     """
 
     model: str
@@ -34,12 +35,16 @@ class Examined:
     adapters: Path | None
     host: str
     port: int
+    admin: tuple[str, int] | None
     has_keys: bool
+    refusal: str | None
     threads: int | None
     max_context: int | None
     kernel: str
     cache: Path
     cache_budget: Callable[[BaseModel, int], int]
+    adapter_budget: Callable[[int], int]
+    least_cache_tokens: int
     open_volume: Callable[[BaseModel, str], model_checks.Volume]
 
 
@@ -48,7 +53,10 @@ def examine(what: Examined) -> Iterator[Finding]:
     yield from host.check_clock()
     yield from host.check_cores(what.threads)
     yield from host.check_files()
-    yield from host.check_address(what.host, what.port, has_keys=what.has_keys)
+    yield from host.check_port("port", what.host, what.port)
+    if what.admin is not None:
+        yield from host.check_port("admin port", *what.admin)
+    yield from host.check_access(what.host, has_keys=what.has_keys, refusal=what.refusal)
     yield from host.check_disk(what.cache, what.adapters)
     yield from model_checks.check_kernel(what.kernel)
     threads = what.threads or available_cores()
@@ -75,6 +83,8 @@ def examine(what: Examined) -> Iterator[Finding]:
         weight_bytes=weights,
         cache_bytes=what.cache_budget(base, weights),
         adapter_bytes=adapter_bytes(what.adapters),
+        adapter_budget=what.adapter_budget(weights),
+        least_tokens=min(what.least_cache_tokens, base.max_context),
         limit=available_bytes(),
         free=free_bytes(),
     )

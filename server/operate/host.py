@@ -78,8 +78,8 @@ def check_disk(cache: Path, adapters: Path | None) -> Iterator[Finding]:
             yield warn(name, f"{gib(free)} free at {folder}", "make room before it is full")
 
 
-def check_address(host: str, port: int, *, has_keys: bool) -> Iterator[Finding]:
-    """Whether the server could listen there, and who could reach it."""
+def check_port(name: str, host: str, port: int) -> Iterator[Finding]:
+    """Whether the server could listen there. name: of the finding."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -90,13 +90,19 @@ def check_address(host: str, port: int, *, has_keys: bool) -> Iterator[Finding]:
             probe.listen()
     except OSError as error:
         yield fail(
-            "port",
+            name,
             f"{host}:{port} cannot be listened on: {error.strerror or error}",
-            "end what listens there (if it is this very server, all is well), or set --port or --host",
+            "end what listens there (if it is this very server, all is well), or take another address",
         )
     else:
-        yield ok("port", f"{host}:{port} is free")
-    if host not in LOOPBACK and not has_keys:
+        yield ok(name, f"{host}:{port} is free")
+
+
+def check_access(host: str, *, has_keys: bool, refusal: str | None = None) -> Iterator[Finding]:
+    """Who could reach it. refusal: why a server would not start with these keys."""
+    if refusal is not None:
+        yield fail("access", refusal, "mend the keys: the server does not start like this")
+    elif host not in LOOPBACK and not has_keys:
         yield warn(
             "access",
             f"{host} is reached from other machines, and no API key is asked for",

@@ -131,20 +131,33 @@ def check_adapters(volume: Volume, folder: Path | None) -> Iterator[Finding]:
 
 
 def check_memory(
-    base: BaseModel, *, weight_bytes: int, cache_bytes: int, adapter_bytes: int, limit: int, free: int | None
-) -> Iterator[Finding]:  # fmt: skip
-    """limit: bytes this process may use. free: bytes of the machine that nobody uses; None where unknown."""
+    base: BaseModel,
+    *,
+    weight_bytes: int,
+    cache_bytes: int,
+    adapter_bytes: int,
+    adapter_budget: int,
+    least_tokens: int,
+    limit: int,
+    free: int | None,
+) -> Iterator[Finding]:
+    """adapter_bytes: of all on the volume; adapter_budget: that they may take. least_tokens: a smaller KV cache is no
+    use. limit: bytes this process may use. free: bytes of the machine that nobody uses; None where unknown.
+    """
+    adapters = min(adapter_bytes, adapter_budget)
     parts = (
-        f"weights {gib(weight_bytes)} + KV cache {gib(max(cache_bytes, 0))} + adapters {gib(adapter_bytes)}"
+        f"weights {gib(weight_bytes)} + KV cache {gib(max(cache_bytes, 0))} + adapters {gib(adapters)}"
         f" + {gib(RESERVED_BYTES)} of its own"
     )
-    needed = weight_bytes + max(cache_bytes, 0) + adapter_bytes + RESERVED_BYTES
+    needed = weight_bytes + max(cache_bytes, 0) + adapters + RESERVED_BYTES
     tokens = cache_bytes // base.config.cache_bytes_per_token
-    if cache_bytes <= 0 or needed > limit:
+    if tokens < least_tokens or needed > limit:
         yield fail(
             "memory",
-            f"{parts} do not fit into {gib(limit)}",
-            "give the machine or container more, lower --kv-cache-gib, or take a smaller model",
+            f"{parts} do not fit into {gib(limit)}"
+            if needed > limit or cache_bytes <= 0
+            else f"a KV cache of {gib(cache_bytes)} holds {tokens} tokens of this model",
+            "give the machine or container more, set --kv-cache-gib to what fits, or take a smaller model",
         )
         return
     yield ok("memory", f"{parts} = {gib(needed)} of {gib(limit)}")
@@ -153,6 +166,13 @@ def check_memory(
             "free memory",
             f"{gib(free)} are free now, less than that",
             "end what else uses it (this very server, if it runs, is counted too)",
+        )
+    if adapter_bytes > adapter_budget:
+        yield warn(
+            "adapter memory",
+            f"the adapters take {gib(adapter_bytes)} and may have {gib(adapter_budget)}: those used least leave it,"
+            " and come back when they are asked for",
+            "raise --adapter-memory-gib if that happens often, or remove old versions",
         )
     if tokens < base.max_context:
         yield warn(

@@ -8,14 +8,18 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import ROOT
+from tests.e2e.conftest import live_server
 from tests.monitoring.scrape import KEY, exposition
+from tests.server.api_live import CHAT, body
 
 FOLDER = ROOT / "deploy" / "monitoring"
 DASHBOARD = FOLDER / "grafana-dashboard.json"
@@ -28,8 +32,24 @@ SERIES = re.compile(r"\b(vllm:\w+|(?:lorachat|process|http)_\w+|up)\b")
 
 
 @pytest.fixture(scope="module")
-def scraped() -> str:
-    return exposition()
+def program(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A scrape of the program itself, on a volume with a version that it refuses."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "volume" / "talk" / "20261123-080000-aaaaaa").mkdir(parents=True)
+    with live_server(tiny_model, folder / "volume", folder / "log") as server:
+        asked = body("hello", max_tokens=4)
+        assert httpx.post(f"{server.url}{CHAT}", json=asked, timeout=60).status_code == 200
+        return httpx.get(f"{server.url}/metrics").text
+
+
+@pytest.fixture(scope="module")
+def scraped(program: str) -> str:
+    """Every kind of request, and after it what only the program has: a volume of adapters."""
+    busy = exposition()
+    families = re.split(r"^(?=# HELP )", program, flags=re.MULTILINE)
+    return busy + "".join(
+        f for f in families if f.startswith("# HELP lorachat_adapter") and f.split()[2] not in busy
+    )
 
 
 def series_of(text: str) -> set[str]:
@@ -82,6 +102,13 @@ def test_every_label_that_is_asked_for_is_one_the_server_sets(scraped: str) -> N
                 continue
             asked = set(re.findall(r"(\w+)\s*(?:=|!|~)", selector)) - {"instance", "job"}
             assert asked <= labels[name], f"{where}: {name} {asked}"
+
+
+def test_the_program_exports_nothing_that_the_documentation_does_not_know(program: str) -> None:
+    documented = (ROOT / "docs" / "api.md").read_text("utf-8")
+    for family in text_string_to_metric_families(program):
+        if family.name.startswith(("vllm:", "lorachat_")):
+            assert re.search(rf"`{family.name}(_total|_info)?[`{{]", documented), family.name
 
 
 @needs_promtool

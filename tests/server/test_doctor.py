@@ -73,11 +73,11 @@ def test_a_port_that_is_taken_is_found_and_so_is_an_address_that_is_not_ours() -
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        found = only(host.check_address("127.0.0.1", port, has_keys=False), "port")
+        found = only(host.check_port("port", "127.0.0.1", port), "port")
         assert found.level == "FAIL"
-        assert "--port" in found.advice
-    assert only(host.check_address("127.0.0.1", port, has_keys=False), "port").level == "OK"
-    assert only(host.check_address("203.0.113.9", 0, has_keys=True), "port").level == "FAIL"
+        assert found.advice
+    assert only(host.check_port("port", "127.0.0.1", port), "port").level == "OK"
+    assert only(host.check_port("port", "203.0.113.9", 0), "port").level == "FAIL"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_port_that_is_taken_is_found_and_so_is_an_address_that_is_not_ours() -
     [("127.0.0.1", False, "OK"), ("0.0.0.0", True, "OK"), ("0.0.0.0", False, "WARN")],
 )
 def test_an_open_door_is_a_warning(address: str, has_keys: bool, level: str) -> None:
-    assert only(host.check_address(address, 0, has_keys=has_keys), "access").level == level
+    assert only(host.check_access(address, has_keys=has_keys), "access").level == level
 
 
 def test_little_disk_and_a_cache_that_cannot_be_written(
@@ -158,13 +158,17 @@ def test_how_weights_will_be_stored_is_known_before_they_are(base: BaseModel) ->
 def test_memory_is_added_up_and_held_against_the_limit(base: BaseModel) -> None:
     token = base.config.cache_bytes_per_token
 
-    def found(*, cache: int, limit: int = 10 * GIB, free: int | None = None) -> dict[str, str]:
+    def found(
+        *, cache: int, limit: int = 10 * GIB, free: int | None = None, adapters: int = 0
+    ) -> dict[str, str]:
         return levels(
             model_checks.check_memory(
                 base,
                 weight_bytes=GIB,
                 cache_bytes=cache,
-                adapter_bytes=0,
+                adapter_bytes=adapters,
+                adapter_budget=GIB,
+                least_tokens=16,
                 limit=limit,
                 free=free,
             )
@@ -176,6 +180,10 @@ def test_memory_is_added_up_and_held_against_the_limit(base: BaseModel) -> None:
     assert found(cache=enough, limit=GIB) == {"memory": "FAIL"}
     assert found(cache=-5) == {"memory": "FAIL"}
     assert found(cache=token * 20) == {"memory": "OK", "KV cache": "WARN"}
+    assert found(cache=token * 15) == {"memory": "FAIL"}, "the server would not start"
+    # More adapters than memory take turns in it, and are no reason not to start.
+    many = found(cache=enough, adapters=500 * GIB)
+    assert many == {"memory": "OK", "adapter memory": "WARN", "KV cache": "OK"}
 
 
 def test_a_slow_memory_is_a_warning_in_tokens_per_second() -> None:
@@ -276,6 +284,12 @@ def test_the_command_ends_with_0_where_it_can_serve_and_with_1_where_not(
     assert "Traceback" not in bad.stdout + bad.stderr
     wrong = run("--model", str(tiny_model), "--port", "x")
     assert wrong.returncode == 2
+    keys = tmp_path / "keys.toml"
+    keys.write_text("this is no key file")
+    barred = run("--model", str(tiny_model), "--port", "0", "--api-key-file", str(keys))
+    assert barred.returncode == 1
+    assert "FAIL  access" in barred.stdout
+    assert str(keys) in barred.stdout
     small = run(*good_flags, "--kv-cache-gib", "1000")
     assert small.returncode == 1
     assert "do not fit" in small.stdout
