@@ -52,6 +52,7 @@ def doctor(settings: Settings, *, as_json: bool) -> int:
     set_up(settings.log_format, "debug" if settings.log_level == "debug" else "error")
     if settings.log_level != "debug":
         logging.getLogger("lorachat").setLevel(logging.CRITICAL)
+    has_keys, refusal = _door(settings)
     what = Examined(
         model=settings.model,
         base_id=settings.base_id,
@@ -59,8 +60,8 @@ def doctor(settings: Settings, *, as_json: bool) -> int:
         host=settings.host,
         port=settings.port,
         admin=None if settings.admin_port is None else (settings.admin_host, settings.admin_port),
-        has_keys=bool(settings.api_keys) or settings.api_key_file is not None,
-        refusal=_refusal(settings),
+        has_keys=has_keys,
+        refusal=refusal,
         threads=settings.threads,
         max_context=settings.max_context,
         kernel=settings.kernel,
@@ -82,13 +83,13 @@ def doctor(settings: Settings, *, as_json: bool) -> int:
     return int(failed(findings))
 
 
-def _refusal(settings: Settings) -> str | None:
-    """Why a server would not start with these keys."""
+def _door(settings: Settings) -> tuple[bool, str | None]:
+    """Whether a key is asked for, and why a server would not start with these keys."""
     try:
-        policy_of(settings)
+        policy, _ = policy_of(settings)
     except StartupError as error:
-        return str(error)
-    return None
+        return True, str(error)
+    return not policy.keyring.is_open, None
 
 
 def bench(settings: Settings, *, as_json: bool) -> int:
