@@ -77,7 +77,7 @@ def test_a_hundred_adapters_are_served_as_without_a_bound(
         """The tokens and their log-probabilities, to the bit: two adapters never agree in these."""
 
         def ask(name: str) -> str:
-            response = admin.chat(name, max_tokens=5, logprobs=True)
+            response = admin.chat(name, max_tokens=2, logprobs=True)
             assert response.status_code == 200, response.text
             return json.dumps(response.json()["choices"][0]["logprobs"]["content"])
 
