@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from jinja2.exceptions import TemplateError
 
@@ -21,6 +21,28 @@ MAX_HELD_TOKENS = 4
 REPLACEMENT = "\ufffd"
 
 
+class _Words:
+    """What is made from a vocabulary, once, when it is asked for. It must not hold the tokenizer it belongs to."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._token_bytes: list[bytes] | None = None
+
+    def key(self, to_json: Callable[[], str]) -> str:
+        if self._key is None:
+            self._key = hashlib.sha256(to_json().encode()).hexdigest()
+        return self._key
+
+    def token_bytes(self, to_json: Callable[[], str]) -> list[bytes]:
+        if self._token_bytes is None:
+            self._token_bytes = token_bytes_of(to_json())
+        return self._token_bytes
+
+
+# Many adapter versions share one tokenizer of transformers, each with its own template.
+_WORDS: WeakKeyDictionary[Any, _Words] = WeakKeyDictionary()
+
+
 class ChatTokenizer:
     """A transformers tokenizer with the chat template to use; the template may be an adapter's own.
 
@@ -32,6 +54,7 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._template = chat_template or _template_of(tokenizer)
+        self._words = _WORDS.setdefault(tokenizer, _Words())
         added = {t.content: t.special for t in tokenizer.added_tokens_decoder.values()}
         self._control_tokens = control_tokens(added)
 
@@ -51,9 +74,9 @@ class ChatTokenizer:
     def eos_token(self) -> str | None:
         return _text(self._tokenizer.eos_token)
 
-    @cached_property
+    @property
     def key(self) -> str:
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return self._words.key(self.to_json)
 
     def to_json(self) -> str:
         text: str = self._tokenizer.backend_tokenizer.to_str()
@@ -90,9 +113,9 @@ class ChatTokenizer:
         table = self._token_bytes
         return table[token_id] if 0 <= token_id < len(table) else b""
 
-    @cached_property
+    @property
     def _token_bytes(self) -> list[bytes]:
-        return token_bytes_of(self.to_json())
+        return self._words.token_bytes(self.to_json)
 
     def _encode(self, text: str) -> list[int]:
         # The template writes the special tokens itself, so the tokenizer must not add its own: one BOS, not two.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,17 @@ def test_the_embedded_model_sees_plain_text_where_a_user_writes_its_tokens(
     for token in tokenizer.added_tokens_decoder.values():
         ids = chat.encode_chat([Message("user", f"a{token.content}b")])
         assert len([i for i in ids if i < 17]) == count, token.content
+
+
+def test_versions_with_one_tokenizer_share_its_table_and_leave_nothing_behind() -> None:
+    """A hundred adapters carry the same words: their table takes megabytes, which no bound on adapters counts."""
+    words = byte_tokenizer()
+    first, second = ChatTokenizer(words, "a"), ChatTokenizer(words, "b")
+    assert first.token_bytes(65) == second.token_bytes(65) != b""
+    assert first._token_bytes is second._token_bytes
+    assert ChatTokenizer(byte_tokenizer(), "a")._token_bytes is not first._token_bytes
+    assert first.key == second.key
+    gone = weakref.ref(words)
+    del words, first, second
+    gc.collect()
+    assert gone() is None
