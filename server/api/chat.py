@@ -13,6 +13,7 @@ from server.adapter_types import AdapterLease
 from server.api.allowed_models import find_model
 from server.api.caller import Caller
 from server.api.chat_answer import ChoiceReader
+from server.api.due import deadline_of, lease_in_time
 from server.api.logprobs import LogprobWriter
 from server.api.messages import to_messages
 from server.api.run import Clock, Run
@@ -65,7 +66,7 @@ async def start_chat(
         new_constraint = await service.grammars.compile(
             structure.grammar, model.tokenizer, model.stop_token_ids, structure.param
         )
-    lease = await service.lease(model)
+    lease = await lease_in_time(service, model, deadline_of(caller, clock.begun))
     run = submit(
         service,
         GenerationRequest(
@@ -121,10 +122,7 @@ def submit(
     quota = None if caller.key is None else caller.key.quota
     if quota is not None:
         quota.spend_tokens(len(request.prompt_ids))
-    deadline = None
-    if caller.timeout_seconds is not None:
-        spent = clock.submitted - clock.begun
-        deadline = asyncio.get_running_loop().time() + caller.timeout_seconds - spent
+    deadline = deadline_of(caller, clock.begun)
     run = Run(
         service, generation, request, clock, constraints, lease, quota=quota, deadline=deadline
     )

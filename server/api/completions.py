@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from server.api.allowed_models import find_model
 from server.api.caller import Caller
 from server.api.chat import check_caller, check_limit, check_n, check_stream, submit
+from server.api.due import deadline_of, lease_in_time
 from server.api.run import Clock, Run
 from server.api.sampling import TokenBudget, sampling_params
 from server.api.schemas.completions import CompletionRequest
@@ -88,7 +89,7 @@ async def start_completion(
     check_caller(service, caller, sum(len(ids) for ids, _ in encoded))
     id_ = f"cmpl-{secrets.token_hex(12)}"
     started = CompletionRuns([], [text for _, text in encoded], n)
-    lease = await service.lease(model)
+    lease = await lease_in_time(service, model, deadline_of(caller, clock.begun))
     try:
         for ids, _ in encoded:
             generation = GenerationRequest(

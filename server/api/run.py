@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from server.adapter_types import AdapterLease
+from server.api.due import missed
 from server.api.quota import Quota
 from server.api.service import Service
 from server.engine.generation import Generation
-from server.errors import DeadlineError, EngineError
+from server.errors import EngineError
 from server.grammar.constraint import GrammarConstraint
 from server.types import (
     Delta,
@@ -124,12 +125,7 @@ class Run:
         except TimeoutError:
             pass
         self.generation.cancel()  # nothing of it is computed any further
-        return Failed(
-            DeadlineError(
-                "The request was not finished within its time. It is the server's limit, or less if the header"
-                " 'x-request-timeout' says so."
-            )
-        )
+        return Failed(missed())
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while (event := await self.next_event()) is not None:

@@ -263,7 +263,9 @@ class Engine:
                 case _Cancel(key):
                     self._end_request(key)
                 case _Call(work, future):
+                    self._step_begun = time.monotonic()  # it may hang like a step
                     _call(work, future)
+                    self._step_begun = None
         return True
 
     def _account(self, ended: Iterable[Sequence] = ()) -> int:

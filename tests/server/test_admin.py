@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -239,3 +240,28 @@ def test_with_keys_and_no_admin_key_nobody_operates(
         answer = admin.http.get("/admin/adapters", headers={"x-api-key": "k"})
         assert answer.status_code == 403
         assert "LORACHAT_ADMIN_KEY" in answer.json()["error"]["message"]
+
+
+def test_waiting_for_an_adapters_memory_has_the_requests_deadline(
+    tiny_model: Path, two_adapters: Path, tmp_path: Path
+) -> None:
+    volume = tmp_path / "adapters"
+    with administered(tiny_model, two_adapters, volume, room=1) as admin:
+        admin.publish("one", OLD, 1)
+        admin.publish("two", NEW, 2)
+        admin.desk.refresh()
+        asked = {"model": "one", "messages": [{"role": "user", "content": "x"}], "max_tokens": 200,
+                 "stream": True, "ignore_eos": True}  # fmt: skip
+        with admin.http.stream("POST", CHAT, json=asked) as held:
+            next(held.iter_lines())  # its adapter fills the memory now
+            blocked = admin.engine.between_steps(lambda: time.sleep(2))
+            late = admin.http.post(
+                CHAT,
+                json={**asked, "model": "two", "stream": False, "max_tokens": 2},
+                headers={"x-request-timeout": "0.5"},
+            )
+            assert late.status_code == 504, late.text
+            assert late.json()["error"]["code"] == "deadline_exceeded"
+            assert not blocked.done(), "it was told while it waited"
+            blocked.result(10)
+        assert admin.chat("two", 2).status_code == 200, "it left nothing behind"
