@@ -90,6 +90,8 @@ def _serve_with_ray(arguments: list[str]) -> int:
     settings = _read_settings(RaySettings, arguments)
     # Before Ray is imported. It reports usage to its makers unless told not to; here nothing leaves the machine.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # By default a proxy that needs over five seconds to start, as on a busy box, is killed for it, again and again.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     # Else lines of two engines that look alike are shown once.
     os.environ["RAY_DEDUP_LOGS"] = "0"
     if settings.ray_address is None:
