@@ -105,7 +105,9 @@ def adapter_rows(
 def _told(version: Version, standing: Standing) -> Row:
     """A version that is not served, in the server's own words."""
     reason = standing.reason or _NO_REASON.get(standing.state, "")
-    return Row(version, "refused", standing.state, reason[:1].upper() + reason[1:])
+    if reason.split(" ")[0].isalpha():  # and no file's name
+        reason = reason[:1].upper() + reason[1:]
+    return Row(version, "refused", standing.state, reason)
 
 
 def _not_served(version: Version, error: ChatError | None, base: str | None) -> Row:
