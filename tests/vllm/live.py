@@ -9,6 +9,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -47,6 +48,20 @@ def ask(url: str, model: str, messages: list[dict[str, str]]) -> Answer:
     return dict(response.json())
 
 
+def ask_all(url: str) -> dict[tuple[str, str], Answer]:
+    """Every question to every model, four at a time, as vLLM is started to take them."""
+    asked = [(model, text) for model in MODELS for text in QUESTIONS]
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda pair: ask(url, pair[0], question(pair[1])), asked)
+        return dict(zip(asked, answers, strict=True))
+
+
+@pytest.fixture(scope="module")
+def answered(vllm: LiveServer, ours: str) -> tuple[dict[Any, Answer], dict[Any, Answer]]:
+    """vLLM's answers and ours, by model and question."""
+    return ask_all(vllm.url), ask_all(ours)
+
+
 def question(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
@@ -63,9 +78,9 @@ def is_tie(entry: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("text", QUESTIONS)
 @pytest.mark.parametrize("model", MODELS)
 def test_greedy_answers_are_ours_token_by_token(
-    vllm: LiveServer, ours: str, model: str, text: str
+    answered: tuple[dict[Any, Answer], dict[Any, Answer]], model: str, text: str
 ) -> None:
-    theirs, own = ask(vllm.url, model, question(text)), ask(ours, model, question(text))
+    theirs, own = (answers[model, text] for answers in answered)
     assert theirs["usage"]["prompt_tokens"] == own["usage"]["prompt_tokens"]
     # vLLM lists the token that ended the answer, we do not; both count it.
     for one, other in zip(tokens(theirs), tokens(own), strict=False):
@@ -79,11 +94,11 @@ def test_greedy_answers_are_ours_token_by_token(
     assert theirs["usage"]["completion_tokens"] == own["usage"]["completion_tokens"]
 
 
-def test_the_adapter_is_applied_and_ends_by_its_stop_token(vllm: LiveServer) -> None:
-    answers = {
-        model: [ask(vllm.url, model, question(text))["choices"][0] for text in QUESTIONS[:3]]
-        for model in MODELS
-    }
+def test_the_adapter_is_applied_and_ends_by_its_stop_token(
+    answered: tuple[dict[Any, Answer], dict[Any, Answer]],
+) -> None:
+    theirs, _ = answered
+    answers = {model: [theirs[model, text]["choices"][0] for text in QUESTIONS] for model in MODELS}
     said = {m: [choice["message"]["content"] for choice in a] for m, a in answers.items()}
     assert said["base"] != said[NAME]
     assert all("<|im_" not in text for text in said[NAME])
