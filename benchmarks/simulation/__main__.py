@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from benchmarks.simulation.replica import Hardware
@@ -56,13 +56,13 @@ def main() -> int:
     )
     parser.add_argument("--scenarios", type=partial(_known, SCENARIOS), default=",".join(SCENARIOS))
     parser.add_argument("--policies", type=partial(_known, ROUTERS), default=",".join(ROUTERS))
-    parser.add_argument("--replicas", type=_counts, default="1,10")
+    parser.add_argument("--replicas", type=_counts, default="1,8")
     parser.add_argument(
         "--requests", type=_count, default=150, help="per replica; of all replicas --most at most"
     )
     parser.add_argument("--most", type=_count, default=6000, help="requests of a run")
     parser.add_argument(
-        "--rate", type=_positive, default=0.5, help="requests/s that come to a replica on average"
+        "--rate", type=_positive, default=0.6, help="requests/s that come to a replica on average"
     )
     parser.add_argument("--arrivals", choices=("poisson", "bursty"), default="poisson")
     parser.add_argument("--like", choices=sorted(SHAPES), default="smollm2-135m")
@@ -83,10 +83,11 @@ def main() -> int:
         f" {options.arrivals} arrivals, seed {options.seed}\n"
     )
     print(
-        "| traffic | replicas | policy | requests | tokens/s | first token p50 s | p99 s | found in cache | busy |"
+        "| traffic | replicas | policy | requests | requests/s | tokens/s | first token p50 s | p99 s |"
+        " found in cache | busy |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
-    begun = time.perf_counter()
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    begun, verdicts = time.perf_counter(), []
     for name in options.scenarios:
         scenario = SCENARIOS[name]
         for replicas in options.replicas:
@@ -97,23 +98,39 @@ def main() -> int:
                 arrivals=options.arrivals,
                 seed=options.seed,
             )
+            found = {}
             for policy in options.policies if replicas > 1 else options.policies[:1]:
                 router = ROUTERS[policy](router_chance(options.seed))
                 outcome = simulate(machine, router, talks, replicas)
+                found[policy] = outcome
                 print(_line(name, policy if replicas > 1 else "–", outcome), flush=True)
+            if {"prefix", "affinity"} <= found.keys():
+                verdicts.append(_verdict(name, replicas, found))
+    if verdicts:
+        print("\n" + "\n".join(verdicts))
     print(f"{time.perf_counter() - begun:.0f} s to simulate", file=sys.stderr)
     return 0
 
 
 def _line(scenario: str, policy: str, o: Outcome) -> str:
     return (
-        f"| {scenario} | {o.replicas} | {policy} | {o.requests} | {o.tokens_per_second:.0f} |"
+        f"| {scenario} | {o.replicas} | {policy} | {o.requests} | {o.requests_per_second:.2f} |"
+        f" {o.tokens_per_second:.0f} |"
         f" {o.first_token(50):.2f} | {o.first_token(99):.2f} | {o.hit_share:.0%} | {o.busy_share:.0%} |"
     )
 
 
+def _verdict(scenario: str, replicas: int, found: Mapping[str, Outcome]) -> str:
+    """Whether routing by prefix pays, beside what any balancer can do."""
+    prefix, kept = found["prefix"], found["affinity"]
+    return (
+        f"- {scenario}, {replicas} replicas: prefix beside affinity finds {prefix.hit_share:.0%} against"
+        f" {kept.hit_share:.0%}, first token p99 {prefix.first_token(99):.2f} against {kept.first_token(99):.2f} s"
+    )
+
+
 def _count(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if not 1 <= value <= 10**6:
         raise argparse.ArgumentTypeError(f"{text} is not between 1 and 1,000,000")
     return value
@@ -123,10 +140,20 @@ def _counts(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 and less than 10^9")
     return value
 
 

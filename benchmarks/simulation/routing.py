@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
+
+from server.settings import Settings
+
+# As many as an engine takes under Ray (server/ray_serve/app.py): what it computes, and a quarter.
+PLACES = int(1.25 * Settings.model_fields["max_running"].default)
 
 
 class Router(Protocol):
@@ -57,6 +64,57 @@ class Affinity:
         return home
 
 
+class Hash:
+    """By a hash ring, as Ray Serve's ConsistentHashRouter or a balancer's consistent hash: always the same replica.
+
+    Where that has `places` requests already, the next on the ring gets it, and so on; where all have, the first.
+    Subclasses say what is hashed. Rings: Karger et al. 1997, doi:10.1145/258533.258660.
+    """
+
+    RING_POINTS = 100  # per replica, Ray's default
+
+    def __init__(self, chance: random.Random, places: int) -> None:
+        """places: what a replica takes before the next is tried; under Ray, max_ongoing_requests."""
+        self._chance = chance
+        self._places = places
+        self._ring: list[tuple[float, int]] = []
+
+    def choose(self, conversation: int, prompt: tuple[int, ...], outstanding: Sequence[int]) -> int:
+        if not self._ring:
+            points = range(self.RING_POINTS * len(outstanding))
+            self._ring = sorted((self._chance.random(), n % len(outstanding)) for n in points)
+        place = random.Random(self._key(conversation, prompt)).random()
+        start = bisect.bisect_right(self._ring, (place, 0))
+        seen: dict[int, None] = {}
+        for step in range(len(self._ring)):
+            replica = self._ring[(start + step) % len(self._ring)][1]
+            if outstanding[replica] < self._places:
+                return replica
+            seen.setdefault(replica)
+            if len(seen) == len(outstanding):
+                break
+        return next(iter(seen))
+
+    def _key(self, conversation: int, prompt: tuple[int, ...]) -> str:
+        raise NotImplementedError
+
+
+class HashSession(Hash):
+    """What Ray does by default: a conversation's beginning, its first question included, is its session."""
+
+    def _key(self, conversation: int, prompt: tuple[int, ...]) -> str:
+        return f"session {conversation}"
+
+
+class HashPrompt(Hash):
+    """What `prompt_cache_key` set to the tenant makes of it: the system prompt, told by its first tokens."""
+
+    TOLD_BY = 128
+
+    def _key(self, conversation: int, prompt: tuple[int, ...]) -> str:
+        return f"prompt {prompt[: self.TOLD_BY]}"
+
+
 class PrefixAware:
     """To a replica that was sent the longest beginning of this prompt before, unless it has much more to do.
 
@@ -105,5 +163,7 @@ ROUTERS: dict[str, Callable[[random.Random], Router]] = {
     "random": Random,
     "two-choices": TwoChoices,
     "affinity": Affinity,
+    "hash": partial(HashSession, places=PLACES),
+    "hash-prompt": partial(HashPrompt, places=PLACES),
     "prefix": PrefixAware,
 }

@@ -29,14 +29,21 @@ class _Open:
 
 @dataclass(slots=True)
 class Outcome:
-    """Seconds of simulated time. One entry per request in first_tokens; finished counts requests by conversation."""
+    """Seconds of simulated time. One entry per request in first_tokens; finished counts requests by conversation.
+
+    Rates and busy_share are of the `window` in which conversations begin: after it there is only the end of the last
+    ones. Requests and their tokens count where they finish.
+    """
 
     replicas: int
     first_tokens: list[float] = field(default_factory=list)
     finished: dict[tuple[int, int], int] = field(default_factory=dict)
     generated: int = 0
-    seconds: float = 0.0
     busy_seconds: float = 0.0
+    window: float = 0.0
+    finished_in_window: int = 0
+    generated_in_window: int = 0
+    busy_in_window: float = 0.0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
@@ -46,8 +53,12 @@ class Outcome:
         return len(self.first_tokens)
 
     @property
+    def requests_per_second(self) -> float:
+        return self.finished_in_window / self.window
+
+    @property
     def tokens_per_second(self) -> float:
-        return self.generated / self.seconds
+        return self.generated_in_window / self.window
 
     @property
     def hit_share(self) -> float:
@@ -55,7 +66,7 @@ class Outcome:
 
     @property
     def busy_share(self) -> float:
-        return self.busy_seconds / (self.replicas * self.seconds)
+        return self.busy_in_window / (self.replicas * self.window)
 
     def first_token(self, percent: int) -> float:
         """A percentile of the seconds from question to first token."""
@@ -65,10 +76,10 @@ class Outcome:
 def simulate(
     hardware: Hardware, router: Router, conversations: Sequence[Conversation], replicas: int
 ) -> Outcome:
-    """Plays all conversations to their end."""
+    """Plays all conversations, at least one, to their end."""
     fleet = [Replica(hardware) for _ in range(replicas)]
     outstanding = [0] * replicas
-    outcome = Outcome(replicas)
+    outcome = Outcome(replicas, window=max(talk.begins for talk in conversations))
     talks: dict[str, _Open] = {}
     order = itertools.count()  # of events at one moment
     # (moment, order, conversation that asks or None, replica whose step ends)
@@ -80,6 +91,7 @@ def simulate(
     def begin(number: int, now: float) -> None:
         seconds = fleet[number].begin_step()
         if seconds is not None:
+            outcome.busy_in_window += min(seconds, max(0.0, outcome.window - now))
             schedule(now + seconds, None, number)
 
     for conversation in conversations:
@@ -87,7 +99,6 @@ def simulate(
         schedule(conversation.begins, str(conversation.number), -1)
     while events:
         now, _, name, number = heapq.heappop(events)
-        outcome.seconds = now
         if name is not None:
             talk = talks[name]
             turn = talk.conversation.turns[talk.turn]
@@ -111,6 +122,9 @@ def simulate(
             if isinstance(event, Finished):
                 outstanding[number] -= 1
                 outcome.generated += event.completion_tokens
+                if now <= outcome.window:
+                    outcome.finished_in_window += 1
+                    outcome.generated_in_window += event.completion_tokens
                 key = (talk.conversation.number, talk.turn)
                 outcome.finished[key] = outcome.finished.get(key, 0) + 1
                 talk.context += tuple(sequence.output_ids)

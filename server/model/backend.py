@@ -82,7 +82,14 @@ def _native(library: Library, base: BaseModel, budget: Budget, threads: int) -> 
 
 
 def _torch(base: BaseModel, budget: Budget, threads: int) -> Backend:
-    import torch
+    try:
+        import torch
+    except ModuleNotFoundError:
+        # As in .venv-ray, which is made without it.
+        raise StartupError(
+            "Nothing here can compute: the native decoder is not compiled, and torch is not installed. Run `make"
+            " native` (it needs a C++ compiler)."
+        ) from None
 
     from server.model.torch_decoder import TorchDecoder
     from server.model.torch_runner import TorchRunner

@@ -17,6 +17,7 @@ NAME = "lorachat"
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 # Requests that an engine takes beyond those it computes, so that a place that falls free is filled at once.
 AHEAD = 0.25
+HEAD = "node:__internal_head__"
 HEALTH_SECONDS = 2.0
 # The engines log each request already, with what it took.
 QUIET = {"enable_access_log": False}
@@ -68,6 +69,8 @@ def engine_options(settings: RaySettings) -> dict[str, Any]:
             "initial_replicas": settings.replicas,
             "max_replicas": settings.most,
             "target_ongoing_requests": settings.target_ongoing or settings.max_running,
+            "upscale_delay_s": settings.upscale_delay,
+            "downscale_delay_s": settings.downscale_delay,
         }
     else:
         options["num_replicas"] = settings.replicas
@@ -79,8 +82,9 @@ def gateway_options(settings: RaySettings) -> dict[str, Any]:
         "name": "Gateway",
         # One: what a key may use is counted here, once for all engines.
         "num_replicas": 1,
-        # It waits more than it computes; a CPU of its own would be taken from an engine.
-        "ray_actor_options": {"num_cpus": 0},
+        # It waits more than it computes; a CPU of its own would be taken from an engine. On the head, which outlives
+        # the nodes of engines: by Ray's own name for it.
+        "ray_actor_options": {"num_cpus": 0, "resources": {HEAD: 0.001}},
         # What may wait is counted before the engines; here nothing is held back.
         "max_ongoing_requests": 100_000,
         "health_check_period_s": HEALTH_SECONDS,

@@ -47,6 +47,14 @@ class RaySettings(Settings):
         ge=1,
         description="requests per engine, waiting ones included, that Ray scales towards; default: max-running",
     )
+    upscale_delay: float = Field(
+        30,
+        ge=0,
+        description="seconds that there must be more than that before Ray starts an engine",
+    )
+    downscale_delay: float = Field(
+        600, ge=0, description="seconds that there must be less than that before Ray takes one away"
+    )
     ray_address: str | None = Field(
         None,
         description="a Ray cluster that runs already: auto, or HOST:PORT; default: one of its own, here",

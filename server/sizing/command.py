@@ -12,7 +12,7 @@ from pathlib import Path
 from server.cores import available_cores
 from server.errors import ModelLoadError
 from server.memory import available_bytes
-from server.model.checkpoint import open_checkpoint
+from server.model.checkpoint import GGUF_SUFFIX, open_checkpoint
 from server.model.config import DecoderConfig
 from server.model.loader import DEFAULT_CONTEXT
 from server.sizing.model_cost import BYTES_PER_VALUE, ModelCost, weight_bytes
@@ -123,6 +123,10 @@ def _model(options: argparse.Namespace) -> tuple[ModelCost, str, int]:
 def _stored(path: Path) -> tuple[str, DecoderConfig, int]:
     if not path.exists():
         raise ModelLoadError(f"There is no model at {path}. --like takes the shape of a known one.")
+    if path.is_file() and path.suffix != GGUF_SUFFIX:
+        raise ModelLoadError(
+            f"{path} is no GGUF file. --model takes one, or a folder with config.json."
+        )
     checkpoint = open_checkpoint(path)
     # A quantised GGUF file is served as the float32 values it stands for.
     smallest = BYTES_PER_VALUE["bfloat16"] * checkpoint.num_values
@@ -148,6 +152,8 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, list[str]]:
             f"{gflops:.0f} GFLOP/s: {cores} cores like the measured ones, with AVX-512 (--gflops)"
         )
     memory = available_bytes() if options.memory is None else int(options.memory * 1e9)
+    if options.memory is None:
+        assumed.append(f"{memory / 1e9:.1f} GB of memory, that of this machine (--memory)")
     return Machine(memory, bandwidth * 1e9, gflops * 1e9, options.price), assumed
 
 
@@ -168,7 +174,10 @@ def _load(options: argparse.Namespace) -> Load:
 
 
 def _count0(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
     if not 0 <= value <= 10**9:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 10^9")
     return value
@@ -181,8 +190,17 @@ def _count(text: str) -> int:
     return value
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number (without a unit; --help says which)"
+        ) from None
+
+
 def _positive0(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 1e9:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 10^9")
     return value
@@ -196,7 +214,7 @@ def _positive(text: str) -> float:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
     return value

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from server.errors import StartupError
-from server.memory import KV_CACHE_CONTEXTS, RESERVED_BYTES, kv_cache_budget
+from server.memory import KV_CACHE_CONTEXTS, RESERVED_BYTES, adapter_budget, kv_cache_budget
 from server.settings import Settings
 from server.sizing.model_cost import ModelCost
 from server.sizing.step_time import Machine, StepWork, step_seconds
@@ -87,14 +87,17 @@ class Plan:
     users_per_replica: planned for. tokens_per_second: of all replicas at this load. cost_per_million: price of a
     million output tokens if the load is there all the time; infinite where nothing is asked.
     warm_conversations: whole contexts that stay in a replica's KV cache beside those that are being answered.
+    limited_by: what keeps a replica from answering one more request at the same time. requests_per_second: of the load.
     """
 
     replicas: int
     users_per_replica: float
     pace: Pace
+    limited_by: str
     memory: Memory
     cache_tokens: int
     warm_conversations: float
+    requests_per_second: float
     tokens_per_second: float
     cost_per_million: float
 
@@ -133,20 +136,24 @@ def pace(model: ModelCost, machine: Machine, load: Load, limits: Limits, concurr
 
 
 def memory(model: ModelCost, machine: Machine, max_context: int, adapters: int) -> Memory:
-    """As the server divides it by default (server/memory.py). Raises SizingError if nothing is left for the cache."""
+    """As the server divides it by default (server/memory.py). Raises SizingError if nothing is left for the cache.
+
+    Of more adapters than there is room for, the server keeps those that were asked for last.
+    """
     kv_cache = kv_cache_budget(
         machine.memory_bytes,
         model.weight_bytes,
         KV_CACHE_CONTEXTS * max_context * model.cache_bytes_per_token,
     )
-    parts = Memory(model.weight_bytes, adapters * model.adapter_bytes, kv_cache, RESERVED_BYTES)
+    room = adapter_budget(machine.memory_bytes, model.weight_bytes)
+    kept = min(adapters * model.adapter_bytes, room)
+    parts = Memory(model.weight_bytes, kept, kv_cache, RESERVED_BYTES)
     if kv_cache <= 0 or parts.total > machine.memory_bytes:
-        needed = parts.weights + parts.adapters + RESERVED_BYTES
         raise SizingError(
-            f"the weights ({parts.weights / 1e9:.1f} GB), {adapters} adapters ({parts.adapters / 1e9:.1f} GB) and what"
-            f" the server reserves ({RESERVED_BYTES / 1e9:.1f} GB) take {needed / 1e9:.1f} GB, and a KV cache comes on"
-            f" top; the machine has {machine.memory_bytes / 1e9:.1f} GB. Take one with more memory (--memory), or a"
-            " smaller model."
+            f"the weights ({parts.weights / 1e9:.1f} GB) and what the server reserves ({RESERVED_BYTES / 1e9:.1f} GB)"
+            f" take {(parts.weights + RESERVED_BYTES) / 1e9:.1f} GB, and a KV cache and adapters come on top; the"
+            f" machine has {machine.memory_bytes / 1e9:.1f} GB. Take one with more memory (--memory), or a smaller"
+            " model."
         )
     return parts
 
@@ -164,6 +171,8 @@ def plan(
     if load.context > max_context:
         raise SizingError(
             f"prompt and answer come to {load.context:.0f} tokens, and the context is {max_context}."
+            " Ask for fewer (--prompt, --answer), or for a longer context (--max-context), as far as the model has"
+            " positions."
         )
     parts = memory(model, machine, max_context, load.adapters)
     cache_tokens = parts.kv_cache // model.cache_bytes_per_token
@@ -174,10 +183,14 @@ def plan(
             " Take one with more memory (--memory)."
         )
     kept: Pace | None = None
+    limited_by = "KV cache (--memory)" if fitting < limits.max_running else "--max-running"
     for concurrency in range(1, min(limits.max_running, fitting) + 1):
         found = pace(model, machine, load, limits, concurrency)
-        slow = found.token_seconds * load.tokens_per_second > 1
-        if slow or found.first_token_seconds > load.first_token_seconds:
+        if found.token_seconds * load.tokens_per_second > 1:
+            limited_by = "--tokens-per-second"
+            break
+        if found.first_token_seconds > load.first_token_seconds:
+            limited_by = "--first-token-seconds"
             break
         kept = found
     if kept is None:
@@ -195,9 +208,11 @@ def plan(
         replicas=replicas,
         users_per_replica=users_per_replica,
         pace=kept,
+        limited_by=limited_by,
         memory=parts,
         cache_tokens=cache_tokens,
         warm_conversations=cache_tokens / load.context - kept.concurrency,
+        requests_per_second=load.users / cycle,
         tokens_per_second=tokens,
         cost_per_million=replicas * machine.price_per_hour / (tokens * 3600) * 1e6,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.memory import adapter_budget
 from server.sizing.model_cost import ModelCost
 from server.sizing.plan import Load, Plan
 from server.sizing.step_time import Machine
@@ -32,10 +31,14 @@ def table(
         ),
         ("  reserved", _gb(parts.reserved)),
         ("", ""),
-        ("answers at the same time", f"{pace.concurrency} per replica at the most"),
+        (
+            "answers at the same time",
+            f"{pace.concurrency} per replica, limited by {plan.limited_by}",
+        ),
         ("tokens/s of each", f"{1 / pace.token_seconds:.1f} at that moment"),
         ("first token", f"{pace.first_token_seconds:.2f} s on average"),
         ("tokens/s of a replica", f"{pace.tokens_per_second:.1f} when full"),
+        ("requests/s of the load", f"{plan.requests_per_second:.2f}"),
         ("tokens/s of the load", f"{plan.tokens_per_second:.1f}"),
     ]
     if machine.price_per_hour:
@@ -55,10 +58,10 @@ def table(
             f"the KV cache keeps {max(0.0, plan.warm_conversations):.0f} conversations beside the running ones, fewer"
             f" than the {plan.users_per_replica:.0f} of a replica: the cached share will be lower"
         )
-    if parts.adapters > (room := adapter_budget(machine.memory_bytes, parts.weights)):
+    if (in_use := load.adapters * model.adapter_bytes) > parts.adapters:
         notes.append(
-            f"the server keeps {_gb(room)} of adapters in memory: of {_gb(parts.adapters)} in use some are read"
-            " from the volume again and again (--adapter-memory-gib)"
+            f"the server keeps {_gb(parts.adapters)} of adapters in memory: of {_gb(in_use)} in use some are read"
+            " from the volume again and again, which is not counted here (--adapter-memory-gib)"
         )
     if plan.replicas > 1 and load.cached_share:
         notes.append(

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.simulation.__main__ import hardware
 from benchmarks.simulation.fit import log_normal
 from benchmarks.simulation.replica import Hardware
-from benchmarks.simulation.routing import ROUTERS
+from benchmarks.simulation.routing import PLACES, ROUTERS
 from benchmarks.simulation.run import Outcome, router_chance, simulate
 from benchmarks.simulation.traffic import SCENARIOS, Conversation, Scenario, Turn, conversations
 from server.engine.scheduler import Limits
@@ -80,6 +80,39 @@ def test_one_replica_with_fixed_service_is_an_m_d_1_queue():
     assert min(outcome.first_tokens) == pytest.approx(service, rel=1e-6)
     assert mean - service == pytest.approx(load * service / (2 * (1 - load)), rel=0.06)
     assert outcome.busy_share == pytest.approx(load, rel=0.03)
+
+
+def test_rates_are_of_the_time_in_which_conversations_begin():
+    """Half a load is served at the rate that comes, however long the last conversation lasts."""
+    single = Scenario("single", 0, 0, 1.0)
+    talks, outcome = play(single, "two-choices", requests=2000)
+    assert outcome.window == talks[-1].begins
+    assert outcome.requests_per_second == pytest.approx(0.4, rel=0.06)
+    tokens = sum(turn.answer_tokens for talk in talks for turn in talk.turns)
+    assert outcome.tokens_per_second == pytest.approx(tokens / outcome.window, rel=0.02)
+    assert 0 < outcome.busy_share < 1
+
+
+def test_a_hash_keeps_a_conversation_and_goes_on_where_its_replica_is_full():
+    router = ROUTERS["hash"](router_chance(1))
+    empty = [0] * 8
+    homes = [router.choose(n, (), empty) for n in range(400)]
+    assert homes == [router.choose(n, (), empty) for n in range(400)]
+    # Of 400 on 8, each has about 50: a ring of 100 points a replica is uneven by a tenth or two.
+    assert all(25 <= homes.count(replica) <= 80 for replica in range(8))
+    full = [PLACES if replica == homes[0] else 0 for replica in range(8)]
+    assert router.choose(0, (), full) != homes[0]
+    others = [n for n in range(400) if homes[n] != homes[0]]
+    assert all(router.choose(n, (), full) == homes[n] for n in others)
+    assert router.choose(0, (), [PLACES] * 8) == homes[0]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_hashing_the_system_prompt_finds_more_than_hashing_the_conversation(seed):
+    """Where many share one each: as with `prompt_cache_key` under Ray."""
+    by_prompt = play(TENANTS, "hash-prompt", seed=seed, requests=200)[1]
+    by_session = play(TENANTS, "hash", seed=seed, requests=200)[1]
+    assert by_prompt.hit_share > by_session.hit_share
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -30,8 +30,11 @@ def kubectl() -> str | None:
 
 
 @cache
-def build(overlay: str) -> tuple[Document, ...]:
-    """The documents of a base or overlay, made by kustomize, with the example's keys."""
+def build(overlay: str, images: str = "") -> tuple[Document, ...]:
+    """The documents of a base or overlay, made by kustomize, with the example's keys.
+
+    images: what an operator's own overlay of it says under `images`, as YAML.
+    """
     program = kubectl()
     if program is None:
         pytest.skip("kubectl is not installed here: make test-manifests brings its own")
@@ -39,8 +42,15 @@ def build(overlay: str) -> tuple[Document, ...]:
         copy = Path(folder) / "kubernetes"
         shutil.copytree(KUBERNETES, copy)
         (copy / "base" / "keys.env").write_bytes((copy / "base" / "keys.env.example").read_bytes())
+        built = overlay
+        if images:
+            built = "own"
+            (copy / built).mkdir()
+            (copy / built / "kustomization.yaml").write_text(
+                f"resources: [../{overlay}]\nimages:\n{images}"
+            )
         result = subprocess.run(
-            [program, "kustomize", str(copy / overlay)],
+            [program, "kustomize", str(copy / built)],
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -108,6 +108,15 @@ def test_every_mount_has_its_place_in_the_image_and_its_volume(overlay: str) -> 
             assert adapters["subPath"] == "adapters"
 
 
+@ALL
+def test_an_operators_registry_replaces_every_image(overlay: str) -> None:
+    images = "".join(
+        f"  - {{name: {name}, newName: registry.example/{name}, newTag: v1}}\n" for name in IMAGES
+    )
+    assert not re.findall(r"(?<!example/)lorachat/[a-z-]+:", yaml.dump_all(build(overlay, images)))
+    assert "registry.example/lorachat/" in yaml.dump_all(build(overlay, images))
+
+
 def test_the_trainer_writes_where_the_server_reads() -> None:
     documents = build("base")
     (job,) = (pod for pod in pods(documents) if pod.owner == "Job/lorachat-train")
@@ -141,6 +150,32 @@ def test_every_pod_gives_up_its_privileges(overlay: str) -> None:
             assert pod.spec["automountServiceAccountToken"] is False
 
 
+def test_a_train_job_gives_up_the_same_privileges() -> None:
+    """The runtime's pods are Kubeflow's; what may be patched in them is."""
+    (job,) = of_kind(build("base"), "Job").values()
+    own = job["spec"]["template"]["spec"]
+    (train,) = of_kind(build("overlays/kubeflow"), "TrainJob").values()
+    (patch,) = train["spec"]["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = replicated["template"]["spec"]["template"]
+    (container,), (own_container,) = pod["spec"]["containers"], own["containers"]
+    assert pod["spec"]["securityContext"] == own["securityContext"]
+    assert container["securityContext"] == own_container["securityContext"]
+    assert container["volumeMounts"] == own_container["volumeMounts"]
+    # Its network policy knows it by this.
+    assert (
+        pod["metadata"]["labels"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    )
+
+
+@ALL
+def test_no_variables_of_kubernetes_own_mix_with_the_settings(overlay: str) -> None:
+    """A Service of the name lorachat-x puts LORACHAT_X_PORT into every pod that does not decline."""
+    for pod in pods(build(overlay)):
+        if name_of(pod) != "lorachat/trainer":
+            assert pod.spec["enableServiceLinks"] is False
+
+
 @ALL
 def test_every_secret_that_is_read_is_there(overlay: str) -> None:
     secrets = of_kind(build(overlay), "Secret")
@@ -171,6 +206,36 @@ def test_the_kernel_waits_longer_than_the_server_drains(overlay: str) -> None:
             assert pod.spec["terminationGracePeriodSeconds"] > before + drain + 5
         if name_of(pod) == "lorachat/server-ray":
             assert pod.spec["terminationGracePeriodSeconds"] > ray_arguments()["drain_seconds"] + 5
+
+
+@ALL
+def test_the_budget_lets_a_node_be_drained(overlay: str) -> None:
+    """maxUnavailable is counted from the owner's replicas, and a RayCluster tells none: nothing would ever go."""
+    documents = build(overlay)
+    (budget,) = of_kind(documents, "PodDisruptionBudget").values()
+    (pod,) = (pod for pod in pods(documents) if matches(budget["spec"]["selector"], pod))
+    if pod.owner.startswith("Deployment/"):
+        assert budget["spec"]["maxUnavailable"] == 1
+        return
+    (service,) = of_kind(documents, "RayService").values()
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert pod.owner.endswith(f"/{group['groupName']}")
+    assert "maxUnavailable" not in budget["spec"]
+    assert 1 <= budget["spec"]["minAvailable"] < group["minReplicas"]
+
+
+def test_the_web_clients_users_are_not_all_on_one_pod() -> None:
+    service = of_kind(build("base"), "Service")["lorachat-server"]
+    assert service["spec"].get("sessionAffinity", "None") == "None"
+
+
+@ALL
+def test_what_trains_on_several_nodes_may_talk_to_itself_and_to_nothing_here(overlay: str) -> None:
+    policy = of_kind(build(overlay), "NetworkPolicy")["lorachat-train"]["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    itself = {"podSelector": policy["podSelector"]}
+    assert policy["ingress"] == [{"from": [itself]}]
+    assert {"to": [itself]} in policy["egress"]
 
 
 def matches(selector: dict[str, Any], pod: Pod) -> bool:
@@ -230,6 +295,14 @@ def test_the_server_is_scaled_on_a_metric_that_it_has() -> None:
     # Prometheus' names may have colons, those of Kubernetes' metrics may not.
     named = {name.replace(":", "_") for name in re.findall(r"^# TYPE (\S+)", told, re.MULTILINE)}
     assert metric["pods"]["metric"]["name"] in named
+    # The rule that the page gives prometheus-adapter makes this name of that metric, by namespace and pod.
+    page = (ROOT / "docs" / "scaling" / "kubernetes.md").read_text("utf-8")
+    block = re.search(r"```yaml\n(  rules:.*?)```", page, re.DOTALL)
+    assert block is not None
+    (rule,) = yaml.safe_load(block[1])["rules"]["custom"]
+    assert rule["name"]["as"] == metric["pods"]["metric"]["name"]
+    assert rule["seriesQuery"].partition("{")[0] in told
+    assert rule["resources"]["overrides"].keys() == {"namespace", "pod"}
     (pod,) = (pod for pod in pods(build("base")) if name_of(pod) == "lorachat/server")
     assert of_kind(build("base"), "Deployment")["lorachat-server"]["spec"].get("replicas") is None
     # Threads and memory are read off the limits.

@@ -1,4 +1,4 @@
-"""One cluster for all of these tests: two engines with the embedded model, one core each."""
+"""One cluster for all of these tests: engines with the embedded model, one core each; at first one, soon two."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ def cluster(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         process = subprocess.Popen(
             [str(PYTHON), "-m", "server", "ray", "--model", str(embedded_model), "--port", str(port),
              "--adapters", str(volume), "--adapter-poll-seconds", "1", "--max-context", "1024",
-             "--replicas", "2", "--threads", "1", "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
+             "--replicas", "1", "--max-replicas", "2", "--target-ongoing", "1", "--upscale-delay", "0",
+             "--threads", "1", "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
              "--max-body-bytes", str(MAX_BODY), "--api-keys", f"{KEY},{OTHER_KEY}", "--api-key-file", str(keys)],
             cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
             env={**os.environ, "RAY_COLOR_PREFIX": "0", "LORACHAT_ADMIN_KEY": ADMIN_KEY},

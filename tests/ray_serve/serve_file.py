@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.serve.schema import ServeDeploySchema
 
 
@@ -16,7 +17,9 @@ def main() -> None:
     (application,) = schema.applications
     module, _, name = application.import_path.partition(":")
     build = getattr(importlib.import_module(module), name)
-    build(application.args)
+    gateway = build(application.args)._bound_deployment
+    # Where nodes of engines come and go, the door to them all must not be on one of these.
+    assert HEAD_NODE_RESOURCE_NAME in gateway.ray_actor_options["resources"]
     without = {key: value for key, value in application.args.items() if key != "threads"}
     assert "threads is required" in message_of(lambda: build(without))
 

@@ -7,7 +7,9 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,28 @@ def from_all(cluster: Cluster, body: dict[str, Any]) -> list[httpx.Response]:
         if {answer.headers[REPLICA] for answer in answers} == engines:
             return answers
     raise AssertionError(f"of {len(engines)} engines not all work")
+
+
+def test_an_engine_is_started_when_requests_are_more_than_one_engine_should_have(
+    cluster: Cluster,
+) -> None:
+    assert len(cluster.engines) == 1
+    enough = threading.Event()
+
+    def ask() -> set[int]:
+        statuses = set()
+        while not enough.is_set():
+            answer = cluster.post(CHAT, chat("More.", max_tokens=30, ignore_eos=True))
+            statuses.add(answer.status_code)
+        return statuses
+
+    with ThreadPoolExecutor(MAX_RUNNING) as pool:
+        asking = [pool.submit(ask) for _ in range(MAX_RUNNING)]
+        try:
+            until(lambda: len(cluster.engines) == 2, 240, "there is no second engine")
+        finally:
+            enough.set()
+    assert set.union(*(future.result() for future in asking)) == {200}
 
 
 def test_the_official_client_gets_the_same_streamed_and_whole(cluster: Cluster) -> None:
@@ -240,9 +264,9 @@ def test_a_caller_who_leaves_frees_the_place(cluster: Cluster, is_streamed: bool
 
 def test_a_full_queue_says_when_to_come_back_and_loses_nobody(cluster: Cluster) -> None:
     taken = 2 * (MAX_RUNNING + 1)
-    queue = MAX_WAITING + taken
+    queue = MAX_WAITING + MAX_RUNNING + 1  # the fewest engines there may be: one
     bodies = [
-        chat(f"Story {n}.", max_tokens=60, ignore_eos=True, stream=True)
+        chat(f"Story {n}.", max_tokens=32, ignore_eos=True, stream=True)
         for n in range(taken + queue + 8)
     ]
     with Load(cluster, bodies) as load:
@@ -260,8 +284,13 @@ def test_an_engine_that_hangs_silences_nobody_but_itself(cluster: Cluster) -> No
     hanging, *_ = cluster.engine_pids()
     os.kill(hanging, signal.SIGSTOP)
     try:
-        assert cluster.get("/ready").status_code == 200
-        assert len(cluster.engines) == 1
+        with ThreadPoolExecutor(2) as pool:
+            ready, engines = (
+                pool.submit(lambda: cluster.get("/ready")),
+                pool.submit(lambda: cluster.engines),
+            )
+        assert ready.result().status_code == 200
+        assert len(engines.result()) == 1
     finally:
         os.kill(hanging, signal.SIGCONT)
     until(lambda: len(cluster.engines) == 2, 60, "it does not answer again")
@@ -273,7 +302,7 @@ def test_a_killed_engine_fails_its_own_streams_cleanly_and_is_replaced(cluster: 
     answers = from_all(cluster, chat("Hello.", max_tokens=1))
     of_engine = {answer.headers[REPLICA]: f"session-{n}" for n, answer in enumerate(answers)}
     sessions = [session for session in of_engine.values() for _ in range(2)]
-    bodies = [chat(f"Story {n}.", max_tokens=400, ignore_eos=True) for n in range(len(sessions))]
+    bodies = [chat(f"Story {n}.", max_tokens=200, ignore_eos=True) for n in range(len(sessions))]
     with Load(cluster, bodies, sessions) as load:
         until(lambda: load.have_begun, 60, "not all streams have begun")
         assert {stream.replica for stream in load.streams} == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.memory import RESERVED_BYTES
+from server.memory import RESERVED_BYTES, adapter_budget
 from server.model.checkpoint import expected_shapes, open_checkpoint
 from server.sizing.command import main
 from server.sizing.model_cost import ModelCost, weight_bytes
@@ -218,6 +218,70 @@ def test_a_folder_is_sized_by_its_own_files(tiny_model: Path, capsys):
 def test_a_question_without_an_answer_ends_with_a_sentence(arguments, capsys):
     assert main([*arguments, *MACHINE]) == 1
     assert capsys.readouterr().err.startswith("server size: ")
+
+
+def test_more_adapters_than_fit_are_planned_as_the_server_keeps_them(capsys):
+    """It keeps as many as have room, and reads the others when they are asked for."""
+    flags = ["--like", "smollm2-135m", "--adapters", "5000", *MACHINE]
+    assert main([*flags, "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["memory"]
+    machine = replace(MEASURED, memory_bytes=memory_of(MACHINE))
+    assert parts["adapters"] == adapter_budget(machine.memory_bytes, parts["weights"])
+    assert main(flags) == 0
+    assert "read from the volume again and again" in " ".join(capsys.readouterr().out.split())
+
+
+def memory_of(flags: list[str]) -> int:
+    return int(float(flags[flags.index("--memory") + 1]) * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("wish", "limit"),
+    [
+        ({"tokens_per_second": 40}, "--tokens-per-second"),
+        ({"first_token_seconds": 0.7}, "--first-token-seconds"),
+        ({}, "--max-running"),
+    ],
+)
+def test_what_keeps_a_replica_from_more_is_what_stops_one_answer_more(wish, limit):
+    asked = {"users": 100, "tokens_per_second": 1, "prompt_tokens": 600, "answer_tokens": 150}
+    load = Load(**asked | wish)
+    found = plan(BASE, MEASURED, load, 8192)
+    assert found.limited_by == limit
+    more = pace(BASE, MEASURED, load, Limits(), found.pace.concurrency + 1)
+    if limit == "--tokens-per-second":
+        assert 1 / more.token_seconds < load.tokens_per_second
+    elif limit == "--first-token-seconds":
+        assert more.first_token_seconds > load.first_token_seconds
+    else:
+        assert found.pace.concurrency == Limits().max_running
+
+
+def test_a_load_that_memory_limits_is_said_to_be():
+    small = replace(MEASURED, memory_bytes=2 * 10**9)
+    load = Load(users=10, tokens_per_second=1, prompt_tokens=3000, answer_tokens=150)
+    assert plan(BASE, small, load, 8192).limited_by == "KV cache (--memory)"
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        (["--users", "many"], "'many' is not a whole number"),
+        (["--memory", "32GB"], "'32GB' is not a number"),
+        (["--cached", "60%"], "'60%' is not a number"),
+    ],
+)
+def test_what_is_no_number_is_told_without_names_of_the_code(flag, told, capsys):
+    with pytest.raises(SystemExit):
+        main(["--like", "smollm2-135m", *flag])
+    assert told in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path, capsys):
+    file = tmp_path / "notes.txt"
+    file.write_text("no model")
+    assert main(["--model", str(file), *MACHINE]) == 1
+    assert "is no GGUF file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", [["--cached", "1.5"], ["--users", "0"], ["--price", "nan"]])

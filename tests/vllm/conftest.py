@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 from tests.e2e.conftest import NAME, LiveServer, live_server, volume
@@ -32,10 +34,17 @@ ENVIRONMENT = {
 }
 
 
-@pytest.fixture(scope="session")
-def adapter(volume: Path) -> Path:
-    """The version's folder, as it was published."""
-    return (volume / NAME / "latest").resolve()
+def compose_command(model: Path, volume: Path) -> list[str]:
+    """The arguments of `vllm serve` in docker-compose.yml, with this model and this volume."""
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]["vllm"]
+    assert service["entrypoint"] == ["vllm", "serve"]
+    values = {"LORACHAT_MODEL": str(model), "LORACHAT_RECIPE": NAME}
+    return [
+        re.sub(r"\$\{(\w+)[^}]*\}", lambda found: values[found[1]], word).replace(
+            "/adapters/", f"{volume}/"
+        )
+        for word in service["command"]
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +59,9 @@ def ours(
 
 @pytest.fixture(scope="session")
 def vllm(
-    embedded_model: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
+    embedded_model: Path, volume: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
-    """vLLM with the adapter under the name that our server gives it, as docs/scaling/vllm.md starts it."""
+    """vLLM as the compose file's profile gpu-serve starts it, but for what a small CPU needs: those flags come last."""
     folder = tmp_path_factory.mktemp("vllm")
     python = Path(os.environ.get("LORACHAT_VLLM_PYTHON") or ROOT / ".venv-vllm/bin/python")
     if not python.exists():
@@ -63,11 +72,9 @@ def vllm(
     log = folder / "vllm.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(embedded_model),
-             "--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
-             "--max-model-len", str(CONTEXT), "--max-num-seqs", "4", "--enforce-eager",
-             "--generation-config", "vllm", "--chat-template", str(adapter / "chat_template.jinja"),
-             "--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"{NAME}={adapter}"],
+            [str(python), "-m", "vllm.entrypoints.cli.main", "serve", *compose_command(embedded_model, volume),
+             "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", str(CONTEXT),
+             "--max-num-seqs", "4", "--enforce-eager", "--max-lora-rank", "16"],
             cwd=folder, stdout=output, stderr=subprocess.STDOUT,
             env={**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache")},
         )  # fmt: skip
