@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import json
+import re
 from contextlib import aclosing
+from html import unescape
 
 import anyio
 import httpx

@@ -98,8 +98,9 @@ export class HistoryList {
 			onblur: () => end(true, false),
 			onkeydown: (event) => {
 				event.stopPropagation();
-				if (event.key === "Enter") end(true);
-				else if (event.key === "Escape") end(false);
+				if (event.key !== "Enter" && event.key !== "Escape") return;
+				event.preventDefault(); // or Enter would press the button that has the focus next
+				end(event.key === "Enter");
 			},
 		});
 		row.replaceChildren(box);
