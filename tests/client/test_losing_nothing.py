@@ -69,7 +69,7 @@ def test_messages_dropped_by_asking_an_earlier_question_again_come_back(open_pag
         page.get_by_label("Edited message").press("Enter")
     expect(page.locator(".notice")).to_contain_text("Dropped 4 later messages.")
     expect(page.locator(".turn.user")).to_have_count(1)
-    page.locator(".notice").get_by_role("button", name="Undo").click()
+    page.locator(".notice").get_by_role("button", name="Bring back").click()
     expect(page.locator(".turn.user .body")).to_have_text(["One", "Two", "Three"])
     expect(page.locator(".turn.assistant .note")).to_contain_text(["finished"] * 3)
     page.reload()

@@ -187,7 +187,7 @@ class Chat extends HTMLElement {
 		const before = [...messages];
 		const count = before.length - index;
 		if (count <= 0) return;
-		notice(`Dropped ${count === 1 ? "1 later message" : `${count} later messages`}.`, "Undo", async () => {
+		notice(`Dropped ${count === 1 ? "1 later message" : `${count} later messages`}.`, "Bring back", async () => {
 			const isOpen = this.conversation.id === id;
 			if (isOpen) await this.stop();
 			const conversation = store.load(id);
