@@ -1,15 +1,18 @@
 """A model's Markdown as HTML that is safe to show, with highlighted code.
 
-HTML in the text is shown, not obeyed, and images become links: an answer can neither act in the
-page nor make it fetch anything.
+HTML in the text is shown, not obeyed (a block of it as code), and images become links: an answer can neither
+act in the page nor make it fetch anything.
 """
 
+import re
 from collections.abc import MutableMapping, Sequence
 from html import escape
 from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.common.html_blocks import block_names
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_block import StateBlock, html_block
 from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
 from pygments import highlight
@@ -61,6 +64,22 @@ def _fence(
     return _code(token.content, token.info.split(maxsplit=1)[0] if token.info.strip() else "")
 
 
+def _html_block(state: StateBlock, first: int, last: int, silent: bool) -> bool:
+    """CommonMark's HTML blocks of elements that HTML knows: <think> and the like enclose Markdown."""
+    line = state.src[state.bMarks[first] + state.tShift[first] : state.eMarks[first]]
+    return bool(_HTML_LINE.match(line)) and html_block(state, first, last, silent)
+
+
+def _html_code(
+    _: RendererHTML,
+    tokens: Sequence[Token],
+    index: int,
+    __: OptionsDict,
+    ___: MutableMapping[str, Any],
+) -> str:
+    return _code(tokens[index].content, "html")
+
+
 def _image(
     _: RendererHTML,
     tokens: Sequence[Token],
@@ -83,8 +102,15 @@ def _link_open(
 
 
 _ELSEWHERE = 'target="_blank" rel="noopener noreferrer nofollow" '
-_PARSER = MarkdownIt("commonmark", {"html": False, "breaks": True})
-_PARSER.enable(["table", "strikethrough"])
+_HTML_LINE = re.compile(
+    rf"<!doctype\b|<!--|</?(?:{'|'.join([*block_names, 'pre', 'script', 'style', 'textarea'])})(?=[\s/>]|$)",
+    re.IGNORECASE,
+)
+# With "html" blocks of it are found; nothing of it is ever given to the page as it is.
+_PARSER = MarkdownIt("commonmark", {"html": True, "breaks": True})
+_PARSER.enable(["table", "strikethrough"]).disable("html_inline")
+_PARSER.block.ruler.at("html_block", _html_block, {"alt": ["paragraph", "reference", "blockquote"]})
+_PARSER.add_render_rule("html_block", _html_code)
 for _rule in ("fence", "code_block"):
     _PARSER.add_render_rule(_rule, _fence)
 _PARSER.add_render_rule("image", _image)

@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import json
+import re
 from contextlib import aclosing
+from html import unescape
 
 import anyio
 import httpx
@@ -151,6 +153,16 @@ def test_an_answer_is_shown_and_cannot_act(text):
         "onerror=alert(1)>",
     ):
         assert forbidden not in html.replace("onerror=alert(1)&gt;", "")
+
+
+def test_html_that_is_asked_for_is_shown_as_code_with_its_indentation():
+    html = to_html('Here:\n\n<div class="x">\n  <p>Hi</p>\n</div>\n\n<think>\n**So**\n</think>')
+    code, _, after = html.partition("</figure>")
+    assert "<span>html</span>" in code
+    shown = unescape(re.sub("<[^>]*>", "", code.partition("<code>")[2]))
+    assert shown == '<div class="x">\n  <p>Hi</p>\n</div>\n'
+    assert "&lt;think&gt;" in after  # no element of HTML: what is within is Markdown
+    assert "<strong>So</strong>" in after
 
 
 def test_differences_mark_what_is_not_shared_and_escape_the_rest():

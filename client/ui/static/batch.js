@@ -32,7 +32,10 @@ export class Batch {
 		);
 		this.exports.hidden = true;
 		this.isUntouched = true;
-		this.prompts.addEventListener("input", () => (this.isUntouched = false));
+		this.prompts.addEventListener("input", () => {
+			this.isUntouched = false;
+			this.source.textContent = ""; // they are the reader's own now
+		});
 		addEventListener("lorachat:settings", ({ detail }) => detail === "right" && this.begin());
 	}
 

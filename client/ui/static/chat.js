@@ -3,7 +3,9 @@
 import { post } from "./api.js";
 import { Composer } from "./composer.js";
 import { h, iconButton } from "./dom.js";
+import { follow } from "./follow.js";
 import { HistoryList } from "./history.js";
+import { notice } from "./notice.js";
 import * as settings from "./settings.js";
 import * as store from "./store.js";
 import { told } from "./told.js";
@@ -11,7 +13,6 @@ import { copyButton, show, turn, write } from "./turn.js";
 
 const OPEN = "lorachat.open"; // of this tab, so that a reload shows the same conversation
 const SAVE_MILLISECONDS = 1500;
-const NEAR_END = 80; // pixels
 const STARTERS = ["My computer won't start", "What is artificial intelligence?", "Write a haiku about autumn"];
 
 class Chat extends HTMLElement {
@@ -28,6 +29,7 @@ class Chat extends HTMLElement {
 			onStop: () => this.stop(),
 		});
 		this.transcript = h("div", { class: "transcript", role: "log", tabindex: 0, "aria-label": "Conversation" });
+		this.toEnd = follow(this.transcript);
 		this.column = h("div", { class: "talk" }, this.transcript, this.composer.view, h("p", { class: "hint small" }, "Enter sends · Shift+Enter begins a line · Escape stops"));
 		this.append(this.history.view, this.column);
 		this.open(store.load(sessionStorage.getItem(OPEN)) ?? store.create());
@@ -83,6 +85,7 @@ class Chat extends HTMLElement {
 	/** Answer a question once more; what came after it is dropped. */
 	async retry(index) {
 		await this.stop();
+		this.offerBack(index + 1);
 		this.cut(index);
 		await this.answer();
 	}
@@ -102,13 +105,17 @@ class Chat extends HTMLElement {
 	edit(index) {
 		const view = this.views[index];
 		const message = this.conversation.messages[index];
-		const done = () => {
+		this.leaveEditor?.();
+		const done = (this.leaveEditor = () => {
+			this.leaveEditor = null;
 			editor.view.remove();
 			view.classList.remove("editing");
-		};
+		});
 		const editor = new Composer("edited-question", "Edited message", "", {
 			onSend: async (text) => {
 				await this.stop();
+				this.leaveEditor = null;
+				this.offerBack(index + 2);
 				this.cut(index);
 				await this.ask(text);
 			},
@@ -174,15 +181,26 @@ class Chat extends HTMLElement {
 		for (const view of this.views.splice(index)) view.remove();
 	}
 
+	/** The messages from this one on are about to be dropped: let the reader take that back. */
+	offerBack(index) {
+		const { id, messages } = this.conversation;
+		const before = [...messages];
+		const count = before.length - index;
+		if (count <= 0) return;
+		notice(`Dropped ${count === 1 ? "1 later message" : `${count} later messages`}.`, "Bring back", async () => {
+			const isOpen = this.conversation.id === id;
+			if (isOpen) await this.stop();
+			const conversation = store.load(id);
+			if (!conversation) return;
+			conversation.messages = before;
+			store.save(conversation);
+			if (isOpen) await this.open(conversation);
+		});
+	}
+
 	keep() {
 		if (this.conversation.messages.length) store.save(this.conversation);
 		else store.remove(this.conversation.id);
-	}
-
-	/** Keep the end in sight, unless the reader has scrolled away from it. */
-	toEnd(always = false) {
-		const { scrollHeight, scrollTop, clientHeight } = this.transcript;
-		if (always || scrollHeight - scrollTop - clientHeight < NEAR_END) this.transcript.scrollTop = scrollHeight;
 	}
 }
 

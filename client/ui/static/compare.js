@@ -5,6 +5,7 @@ import { Batch } from "./batch.js";
 import { told } from "./told.js";
 import { Composer } from "./composer.js";
 import { h, iconButton } from "./dom.js";
+import { follow } from "./follow.js";
 import { notice } from "./notice.js";
 import * as settings from "./settings.js";
 import { copyButton, show, turn, write } from "./turn.js";
@@ -16,6 +17,7 @@ class Compare extends HTMLElement {
 	connectedCallback() {
 		if (this.sides) return;
 		this.sides = SIDES.map((name) => ({ name, messages: [], place: h("div", { class: "transcript", id: name, role: "log", tabindex: 0, "aria-label": `Answers on the ${name}` }) }));
+		for (const side of this.sides) side.toEnd = follow(side.place);
 		this.composer = new Composer("compare-question", "Message to both", "Write a message to both", { onSend: (text) => this.ask(text), onStop: () => this.stop() });
 		this.judge = h("div", { class: "judge", role: "group", "aria-label": "Which answer is better?" });
 		this.single = h("div", { class: "talk wide" }, h("div", { class: "pair" }, ...this.sides.map(({ place }) => place)), this.judge, this.composer.view);
@@ -73,17 +75,17 @@ class Compare extends HTMLElement {
 		const view = turn(message, "", [copyButton(() => message.content)]);
 		side.place.append(turn(question, "", []), view);
 		side.messages.push(message);
-		const toEnd = () => (side.place.scrollTop = side.place.scrollHeight);
+		side.toEnd(true);
 		Object.assign(side, { model: settings.get(side.name) ?? "", asked, view, message });
 		try {
-			const end = await write(view, message, { model: side.model, messages: asked, sampling: settings.sampling() }, this.abort.signal, toEnd);
+			const end = await write(view, message, { model: side.model, messages: asked, sampling: settings.sampling() }, this.abort.signal, () => side.toEnd());
 			side.model = end?.model ?? side.model; // the version that answered
 			side.html = view.querySelector(".body").innerHTML;
 		} catch (error) {
 			message.error = { sentence: error.message, next_step: "Change it under Settings, then ask again." };
 			show(view, message, "");
 		}
-		toEnd();
+		side.toEnd();
 	}
 
 	offerVote() {

@@ -52,9 +52,15 @@ function readMarkdown(text) {
 function checked(conversation) {
 	const { title, created, updated, messages } = conversation;
 	const isText = [title, created, updated].every((text) => typeof text === "string");
-	const areMessages = messages?.every?.(({ role, content }) => ["user", "assistant"].includes(role) && typeof content === "string");
+	const areMessages = Array.isArray(messages) && messages.every(isMessage);
 	if (!isText || !areMessages) throw new Error("A conversation in this file is damaged; nothing was imported.");
 	return conversation;
+}
+
+function isMessage(message) {
+	const { role, content, note = [], error } = message ?? {};
+	const areTexts = (values) => Array.isArray(values) && values.every((value) => typeof value === "string");
+	return ["user", "assistant"].includes(role) && areTexts([content]) && areTexts(note) && (error == null || areTexts([error.sentence, error.next_step]));
 }
 
 function parsed(json) {

@@ -45,17 +45,30 @@ export class HistoryList {
 		act();
 	}
 
+	/** The focus stays where it was; a name that is being written is not taken away. */
 	draw() {
+		if (this.list.querySelector("input")) return; // it draws once it is over
+		const focused = this.list.contains(document.activeElement) ? document.activeElement : null;
+		const row = focused?.closest("li");
+		const place = row && { id: row.dataset.id, index: [...this.list.children].indexOf(row), button: [...row.children].indexOf(focused) };
 		const conversations = store.all();
 		this.list.replaceChildren(...conversations.map((conversation) => this.row(conversation)));
 		if (!conversations.length) this.list.append(h("li", { class: "small" }, "Conversations are kept in this browser only."));
+		if (place) this.focus(place);
+	}
+
+	/** The same button of the same conversation, else of the one that is now in its place. */
+	focus({ id, index, button }) {
+		const rows = [...this.list.children];
+		const row = rows.find(({ dataset }) => dataset.id === id) ?? rows[Math.min(index, rows.length - 1)];
+		(row.children[button] ?? this.panel.querySelector(".new")).focus({ preventScroll: true });
 	}
 
 	row(conversation) {
 		const { id, title } = conversation;
 		const row = h(
 			"li",
-			{},
+			{ "data-id": id },
 			h("button", { type: "button", class: "title", title, "aria-current": this.isOpen(id) ? "true" : null, onclick: () => this.pick(() => this.onOpen(id)) }, title),
 			iconButton("edit", `Rename “${title}”`, () => this.rename(row, conversation)),
 			iconButton("trash", `Delete “${title}”`, () => this.remove(conversation)),
@@ -65,7 +78,7 @@ export class HistoryList {
 
 	rename(row, { id, title }) {
 		let isOver = false;
-		const end = (isKept) => {
+		const end = (isKept, isByKey = true) => {
 			if (isOver) return;
 			isOver = true;
 			const conversation = store.load(id);
@@ -75,29 +88,34 @@ export class HistoryList {
 				store.save(conversation, false);
 				if (this.isOpen(id)) this.current().title = name;
 			}
+			row.replaceChildren();
 			this.draw();
+			if (isByKey) this.focus({ id, index: 0, button: 0 });
 		};
 		const box = h("input", {
 			"aria-label": "Name of the conversation",
 			value: title,
-			onblur: () => end(true),
+			onblur: () => end(true, false),
 			onkeydown: (event) => {
 				event.stopPropagation();
-				if (event.key === "Enter") end(true);
-				else if (event.key === "Escape") end(false);
+				if (event.key !== "Enter" && event.key !== "Escape") return;
+				event.preventDefault(); // or Enter would press the button that has the focus next
+				end(event.key === "Enter");
 			},
 		});
 		row.replaceChildren(box);
 		box.select();
 	}
 
-	remove(conversation) {
-		const wasOpen = this.isOpen(conversation.id);
-		if (wasOpen) this.onNew();
-		store.remove(conversation.id);
-		notice(`Deleted “${conversation.title}”.`, "Undo", () => {
+	async remove({ id, title }) {
+		const wasOpen = this.isOpen(id);
+		if (wasOpen) await this.onNew(); // an answer being written ends, and is kept, before it can be deleted
+		const conversation = store.load(id);
+		if (!conversation) return;
+		store.remove(id);
+		notice(`Deleted “${title}”.`, "Undo", () => {
 			store.save(conversation, false);
-			if (wasOpen) this.onOpen(conversation.id);
+			if (wasOpen) this.onOpen(id);
 		});
 	}
 
