@@ -15,10 +15,11 @@ from server.api.deadline import timeout_seconds
 from server.api.errors import describe, error_response, nothing_there
 from server.api.keys import Key
 from server.api.metrics import Metrics
-from server.api.policy import Policy
+from server.api.policy import MAY_ASK, Policy
 from server.errors import (
     AuthenticationError,
     BodyTooLargeError,
+    CrowdedError,
     ForbiddenError,
     HeadTooLargeError,
     ServerError,
@@ -26,6 +27,8 @@ from server.errors import (
 )
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+# Answered on any connection, or a crowd would look like a fault.
+ALWAYS = OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -64,6 +67,8 @@ class Guard:
             self._check_head(scope)
             key = self._key(scope, headers)
             scope[STATE] = self._caller(scope, headers, key, request_id)
+            # After the key: who has none is not told how full it is.
+            self._check_place(scope)
             if key is not None and scope["method"] == "POST":
                 key.quota.take_request()
             self._check_length(headers)
@@ -128,6 +133,14 @@ class Guard:
             raise HeadTooLargeError(
                 f"The request's address and headers are larger than {policy.max_head_bytes} bytes, or more than"
                 f" {policy.max_headers}."
+            )
+
+    def _check_place(self, scope: Scope) -> None:
+        may_ask = scope.get("state", {}).get(MAY_ASK)
+        if may_ask is not None and scope["path"] not in ALWAYS and not may_ask():
+            raise CrowdedError(
+                "Too many connections to this server are open. Try again in a moment, or use one connection for"
+                " several requests."
             )
 
     def _check_length(self, headers: Headers) -> None:

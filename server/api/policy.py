@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from server.api.keys import Keyring
 
 MAX_HEAD_BYTES = 16 * 2**10
+# In a request's ASGI state: says whether its connection has a place from which it may be asked for an answer.
+MAY_ASK = "lorachat.may_ask"
 
 
 @dataclass(slots=True)
