@@ -15,8 +15,10 @@ from typing import Protocol
 log = logging.getLogger("lorachat.api")
 
 SPARE = 64
-# A caller sends its request at once; this is patience with a network.
+# A caller sends its request at once; this is patience with a network. In the spare places there is less of it, so that
+# a supervisor's question gets through even while a flood goes on.
 LEAST_IDLE_SECONDS = 1.0
+LEAST_SPARE_IDLE_SECONDS = 0.1
 _LOG_SECONDS = 60.0
 
 
@@ -55,7 +57,9 @@ class Places:
         if len(self._seated) < self.limit or self._make_room(self._seated):
             self._seated.add(guest)
             return True
-        if len(self._standing) < self._num_spare or self._make_room(self._standing):
+        if len(self._standing) < self._num_spare or self._make_room(
+            self._standing, LEAST_SPARE_IDLE_SECONDS
+        ):
             self._standing.add(guest)
             return True
         self.cut += 1
@@ -76,7 +80,9 @@ class Places:
             return True
         return False
 
-    def _make_room(self, places: set[Guest]) -> bool:
+    def _make_room(
+        self, places: set[Guest], least_idle_seconds: float = LEAST_IDLE_SECONDS
+    ) -> bool:
         now = self._clock()
         if self._logged is None or now - self._logged >= _LOG_SECONDS:
             self._logged = now
@@ -86,7 +92,7 @@ class Places:
             )
         idle = [(since, guest) for guest in places if (since := guest.idle_since) is not None]
         since, longest = min(idle, key=lambda entry: entry[0], default=(now, None))
-        if longest is None or now - since < LEAST_IDLE_SECONDS:
+        if longest is None or now - since < least_idle_seconds:
             return False
         places.discard(longest)
         self.closed += 1

@@ -41,7 +41,7 @@ def test_the_one_that_has_waited_longest_makes_room() -> None:
 def test_who_has_just_come_is_not_closed_for_the_next() -> None:
     """Else a flood of connections would throw out every caller before its request arrives."""
     places = Places(1, spare=1, clock=lambda: 100.0)
-    first, second, third = Guest(99.9), Guest(99.9), Guest(99.9)
+    first, second, third = Guest(99.95), Guest(99.95), Guest(99.95)
     assert places.enter(first)
     assert places.enter(second)
     assert not places.may_ask(second)
