@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +23,7 @@ from server.errors import (
     CrowdedError,
     ForbiddenError,
     HeadTooLargeError,
+    OverloadedError,
     ServerError,
     SlowBodyError,
 )
@@ -29,7 +31,16 @@ from server.errors import (
 OPEN_PATHS = frozenset({"/health", "/ready"})
 # Answered on any connection, or a crowd would look like a fault.
 ALWAYS = OPEN_PATHS | {"/metrics"}
+# A large body is refused, or its prompt read, within about so long.
+BODIES_RETRY_SECONDS = 2
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+@dataclass(slots=True)
+class _Body:
+    """What has arrived of one request's."""
+
+    num_bytes: int = 0
 
 
 class Guard:
@@ -40,6 +51,7 @@ class Guard:
         self._app = app
         self._policy = policy
         self._metrics = metrics
+        self._held_bytes = 0  # bodies of all requests in work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,7 +89,11 @@ class Guard:
             self._metrics.rejected(describe(error)[1]["error"]["code"], response.status_code)
             await response(scope, receive, named_send)
             return
-        await self._app(scope, self._bounded(receive), named_send)
+        body = _Body()
+        try:
+            await self._app(scope, self._bounded(receive, body), named_send)
+        finally:
+            self._held_bytes -= body.num_bytes
 
     def _is_elsewhere(self, scope: Scope) -> bool:
         """Whether the path is answered at the other port only. (For admin routes, require_admin says so.)"""
@@ -153,15 +169,14 @@ class Guard:
             f"The request body is larger than this server's limit of {self._policy.max_body_bytes} bytes."
         )
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """receive, with a limit to what arrives and to the time that takes."""
-        received = 0
+    def _bounded(self, receive: Receive, body: _Body) -> Receive:
+        """receive, with a limit to what arrives, here and in all requests, and to the time that takes."""
         is_whole = False
         deadline = asyncio.get_running_loop().time() + self._policy.stall_seconds
 
         async def bounded() -> Message:
             # Chunked bodies announce no length, so what really arrives is counted too.
-            nonlocal received, is_whole
+            nonlocal is_whole
             if is_whole:
                 return await receive()  # waits for the caller to leave
             try:
@@ -172,9 +187,16 @@ class Guard:
                 raise SlowBodyError(
                     f"The request body did not arrive within {self._policy.stall_seconds:g} seconds."
                 ) from None
-            received += len(message.get("body", b""))
-            if received > self._policy.max_body_bytes:
+            arrived = len(message.get("body", b""))
+            body.num_bytes += arrived
+            self._held_bytes += arrived
+            if body.num_bytes > self._policy.max_body_bytes:
                 raise self._too_large()
+            if self._held_bytes > self._policy.max_bodies_bytes:
+                raise OverloadedError(
+                    "The bodies of all requests in work are larger than this server holds at a time. Try again later.",
+                    retry_after=BODIES_RETRY_SECONDS,
+                )
             is_whole = not message.get("more_body", False)
             return message
 
