@@ -27,6 +27,8 @@ from server.settings import Settings
 
 log = logging.getLogger("lorachat")
 
+LOADER_SECONDS = 10.0
+
 
 def serve(settings: Settings) -> int:
     """Run until stopped; the exit code. 1 if the model could not be loaded or the engine died. Raises StartupError."""
@@ -56,7 +58,8 @@ def serve(settings: Settings) -> int:
         yield
         stopping.set()
         if service.status != "loading":
-            await asyncio.to_thread(loader.join)
+            # Not for ever: it may hang in a network volume that is away.
+            await asyncio.to_thread(loader.join, LOADER_SECONDS)
 
     app = create_app(service, policy, lifespan=lifespan, reporters=reporters)
 
