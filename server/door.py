@@ -14,6 +14,8 @@ from server.settings import LOOPBACK, Settings
 log = logging.getLogger("lorachat")
 
 KEY_FILE_SECONDS = 1.0
+# A part of what memory.py reserves. Eighty requests of 800 KB; a prompt of 8,000 tokens has about 40.
+MAX_BODIES_BYTES = 64 * 2**20
 
 
 def policy_of(settings: Settings) -> tuple[Policy, KeyFile | None]:
@@ -37,6 +39,7 @@ def policy_of(settings: Settings) -> tuple[Policy, KeyFile | None]:
     policy = Policy(
         keyring=keyring,
         max_body_bytes=settings.max_body_bytes,
+        max_bodies_bytes=max(MAX_BODIES_BYTES, 4 * settings.max_body_bytes),
         stall_seconds=settings.stall_seconds,
         request_seconds=settings.request_timeout,
         admin_port=admin_port,

@@ -18,6 +18,7 @@ ServerError
 │   └── RateLimitError           the caller's key has used up what it may
 ├── DeadlineError                the request's time is up
 ├── UnavailableError             the model is loading, or the server is going away
+│   └── CrowdedError             too many connections are open
 ├── EngineError                  ours: this request failed, the next may work
 ├── EngineDeadError              ours: the process should be restarted
 └── StartupError                 the operator's: the server cannot start like this
@@ -143,6 +144,10 @@ class DeadlineError(ServerError):
 
 class UnavailableError(ServerError):
     """The server cannot take requests at the moment."""
+
+
+class CrowdedError(UnavailableError):
+    """All connections that there may be are in use."""
 
 
 class EngineError(ServerError):

@@ -17,14 +17,18 @@ from sse_starlette.sse import AppStatus
 from server.api.app import create_app
 from server.api.connection import connection_class
 from server.api.drain import AdminAddress, DrainingServer
+from server.api.places import SPARE, Places
 from server.api.policy import MAX_HEAD_BYTES
 from server.api.service import Service
 from server.door import policy_of, watch_keys
 from server.errors import StartupError
+from server.open_files import connection_limit
 from server.reporters import reporters_of
 from server.settings import Settings
 
 log = logging.getLogger("lorachat")
+
+LOADER_SECONDS = 10.0
 
 
 def serve(settings: Settings) -> int:
@@ -39,6 +43,8 @@ def serve(settings: Settings) -> int:
         max_answer_tokens=settings.max_answer_tokens,
         keeps_content=settings.log_content,
     )
+    places = Places(connection_limit(settings.max_connections))
+    service.metrics.add_connections(places)
     reporters, tracing = reporters_of(settings)
     stopping = threading.Event()
 
@@ -53,7 +59,8 @@ def serve(settings: Settings) -> int:
         yield
         stopping.set()
         if service.status != "loading":
-            await asyncio.to_thread(loader.join)
+            # Not for ever: it may hang in a network volume that is away.
+            await asyncio.to_thread(loader.join, LOADER_SECONDS)
 
     app = create_app(service, policy, lifespan=lifespan, reporters=reporters)
 
@@ -71,7 +78,7 @@ def serve(settings: Settings) -> int:
             port=settings.port,
             log_config=None,
             access_log=False,
-            http=connection_class(settings.stall_seconds),
+            http=connection_class(settings.stall_seconds, places),
             ws="none",
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             # What is left after drain_seconds was told of its end; this is the time those last words take to go out.
@@ -83,7 +90,13 @@ def serve(settings: Settings) -> int:
         end_drain,
         None
         if policy.admin_port is None
-        else AdminAddress(settings.admin_host, settings.admin_port or 0, policy.admin_port),
+        else AdminAddress(
+            settings.admin_host,
+            settings.admin_port or 0,
+            policy.admin_port,
+            # Its own places: the public port's crowd must not keep the operator out.
+            connection_class(settings.stall_seconds, Places(SPARE)),
+        ),
     )
 
     def stop_server() -> None:

@@ -76,6 +76,13 @@ class Settings(BaseSettings):
         gt=0,
         description="patience with a caller that sends or reads nothing; a request must arrive whole in this time",
     )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        le=2**20,
+        description="open connections; at the limit idle ones are closed, and with none idle a request gets a 503;"
+        " default: 512, or what the limit of open files allows",
+    )
     max_choices: int = Field(8, ge=1, le=128, description="largest n of a request")
     max_step_tokens: int = Field(
         256, ge=1, description="tokens per step: a long prompt is computed in pieces of this size"

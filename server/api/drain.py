@@ -26,11 +26,12 @@ LAST_WORDS_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class AdminAddress:
-    """Where a second port is to be opened; told learns its number."""
+    """Where a second port is to be opened; told learns its number. connection: its class; None: the public port's."""
 
     host: str
     port: int
     told: AdminPort
+    connection: type[asyncio.Protocol] | None = None
 
 
 class DrainingServer(uvicorn.Server):
@@ -102,7 +103,10 @@ class DrainingServer(uvicorn.Server):
         self._is_drained = True
 
     def _connection(self) -> asyncio.Protocol:
-        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        assert self._admin is not None
+        make: Callable[..., asyncio.Protocol] = (
+            self._admin.connection or self.config.http_protocol_class
+        )
         return make(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,18 +16,31 @@ from server.api.deadline import timeout_seconds
 from server.api.errors import describe, error_response, nothing_there
 from server.api.keys import Key
 from server.api.metrics import Metrics
-from server.api.policy import Policy
+from server.api.policy import MAY_ASK, Policy
 from server.errors import (
     AuthenticationError,
     BodyTooLargeError,
+    CrowdedError,
     ForbiddenError,
     HeadTooLargeError,
+    OverloadedError,
     ServerError,
     SlowBodyError,
 )
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+# Answered on any connection, or a crowd would look like a fault.
+ALWAYS = OPEN_PATHS | {"/metrics"}
+# A large body is refused, or its prompt read, within about so long.
+BODIES_RETRY_SECONDS = 2
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+@dataclass(slots=True)
+class _Body:
+    """What has arrived of one request's."""
+
+    num_bytes: int = 0
 
 
 class Guard:
@@ -37,6 +51,7 @@ class Guard:
         self._app = app
         self._policy = policy
         self._metrics = metrics
+        self._held_bytes = 0  # bodies of all requests in work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +79,8 @@ class Guard:
             self._check_head(scope)
             key = self._key(scope, headers)
             scope[STATE] = self._caller(scope, headers, key, request_id)
+            # After the key: who has none is not told how full it is.
+            self._check_place(scope)
             if key is not None and scope["method"] == "POST":
                 key.quota.take_request()
             self._check_length(headers)
@@ -72,7 +89,11 @@ class Guard:
             self._metrics.rejected(describe(error)[1]["error"]["code"], response.status_code)
             await response(scope, receive, named_send)
             return
-        await self._app(scope, self._bounded(receive), named_send)
+        body = _Body()
+        try:
+            await self._app(scope, self._bounded(receive, body), named_send)
+        finally:
+            self._held_bytes -= body.num_bytes
 
     def _is_elsewhere(self, scope: Scope) -> bool:
         """Whether the path is answered at the other port only. (For admin routes, require_admin says so.)"""
@@ -130,6 +151,14 @@ class Guard:
                 f" {policy.max_headers}."
             )
 
+    def _check_place(self, scope: Scope) -> None:
+        may_ask = scope.get("state", {}).get(MAY_ASK)
+        if may_ask is not None and scope["path"] not in ALWAYS and not may_ask():
+            raise CrowdedError(
+                "Too many connections to this server are open. Try again in a moment, or use one connection for"
+                " several requests."
+            )
+
     def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self._policy.max_body_bytes:
@@ -140,15 +169,14 @@ class Guard:
             f"The request body is larger than this server's limit of {self._policy.max_body_bytes} bytes."
         )
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """receive, with a limit to what arrives and to the time that takes."""
-        received = 0
+    def _bounded(self, receive: Receive, body: _Body) -> Receive:
+        """receive, with a limit to what arrives, here and in all requests, and to the time that takes."""
         is_whole = False
         deadline = asyncio.get_running_loop().time() + self._policy.stall_seconds
 
         async def bounded() -> Message:
             # Chunked bodies announce no length, so what really arrives is counted too.
-            nonlocal received, is_whole
+            nonlocal is_whole
             if is_whole:
                 return await receive()  # waits for the caller to leave
             try:
@@ -159,9 +187,16 @@ class Guard:
                 raise SlowBodyError(
                     f"The request body did not arrive within {self._policy.stall_seconds:g} seconds."
                 ) from None
-            received += len(message.get("body", b""))
-            if received > self._policy.max_body_bytes:
+            arrived = len(message.get("body", b""))
+            body.num_bytes += arrived
+            self._held_bytes += arrived
+            if body.num_bytes > self._policy.max_body_bytes:
                 raise self._too_large()
+            if self._held_bytes > self._policy.max_bodies_bytes:
+                raise OverloadedError(
+                    "The bodies of all requests in work are larger than this server holds at a time. Try again later.",
+                    retry_after=BODIES_RETRY_SECONDS,
+                )
             is_whole = not message.get("more_body", False)
             return message
 

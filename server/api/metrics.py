@@ -20,8 +20,10 @@ from prometheus_client import (
 )
 
 from server.adapter_types import AdapterStats
+from server.api.places import Places
 from server.api.scrape import VLLM_LABELS, EngineCollector, ModelCollector
 from server.api.scrape_adapters import AdapterCollector
+from server.api.scrape_connections import ConnectionCollector
 from server.types import EngineStats, Finished, Usage
 
 if TYPE_CHECKING:
@@ -169,6 +171,9 @@ class Metrics:
     def add_adapters(self, stats: Callable[[], AdapterStats | None]) -> None:
         """stats: of the adapters at each scrape, None while there are none."""
         self._registry.register(AdapterCollector(stats))
+
+    def add_connections(self, places: Places) -> None:
+        self._registry.register(ConnectionCollector(places))
 
     def submitted(self, run: Run) -> None:
         request = run.request

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +21,9 @@ from server.types import DEFAULT_CHAT_OPTIONS, ChatOptions, Message
 # A UTF-8 character has at most four bytes, and every byte-level token carries at least one.
 MAX_HELD_TOKENS = 4
 REPLACEMENT = "\ufffd"
+# Tokenising takes about 165 bytes for each character: texts beyond this length wait for one another.
+LONG_TEXT = 2**18
+_LONG_TEXTS = threading.Lock()
 
 
 class _Words:
@@ -54,6 +59,9 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._template = chat_template or _template_of(tokenizer)
+        # What a tokenizer.json may bring; transformers' own call takes them off as well.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
         self._words = _WORDS.setdefault(tokenizer, _Words())
         added = {t.content: t.special for t in tokenizer.added_tokens_decoder.values()}
         self._control_tokens = control_tokens(added)
@@ -100,7 +108,10 @@ class ChatTokenizer:
         return disguise.show(rendered)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        # Not the wrapper's call: it has the library compute offsets, masks and words, which takes thrice as long.
+        encode = self._tokenizer.backend_tokenizer.encode_batch_fast
+        with _LONG_TEXTS if len(text) > LONG_TEXT else nullcontext():
+            ids: list[int] = encode([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -65,6 +65,7 @@ class Reader:
     def published(self, key: str, folder: Path) -> Version:
         """A version with its manifest. Raises AdapterError with what is wrong, OSError if it cannot be read."""
         state = state_of(folder)
+        _check_kinds(folder)
         with failing("manifest"):
             manifest = read_manifest(folder)
             template = manifest.chat_template.file
@@ -104,6 +105,7 @@ class Reader:
         The base's tokenizer and template stand in where it brings none. Raises AdapterError and OSError as above.
         """
         state = state_of(folder)
+        _check_kinds(folder)
         for path in folder.iterdir():  # libraries read more of these files than we name
             within(folder, path.name)
         with failing("config"):
@@ -171,6 +173,13 @@ def state_of(folder: Path) -> State:
         status = path.lstat()
         found.append((str(path), status.st_size, status.st_mtime_ns))
     return tuple(found)
+
+
+def _check_kinds(folder: Path) -> None:
+    """Whoever opens a pipe waits for a writer, for ever, and nothing new would be served any more."""
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise AdapterError(f"{path.name} is neither a file nor a folder", "path")
 
 
 def is_plain(folder: Path) -> bool:

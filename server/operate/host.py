@@ -126,13 +126,13 @@ def check_clock(now: float | None = None) -> Iterator[Finding]:
 
 
 def check_files(limit: int | None = None) -> Iterator[Finding]:
-    """limit: of open files; the process's own by default."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
+    """limit: of open files; the highest that the process may set itself, as the server does, by default."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if limit is None else limit
     if limit != resource.RLIM_INFINITY and limit < FEW_FILES:
         yield warn(
             "open files",
             f"at most {limit}",
-            f"raise the limit to {FEW_FILES} or more (ulimit -n, LimitNOFILE=)",
+            f"raise the limit to {FEW_FILES} or more (ulimit -Hn, LimitNOFILE=)",
         )
     else:
         yield ok("open files", "no limit" if limit == resource.RLIM_INFINITY else f"up to {limit}")

@@ -72,6 +72,8 @@ class RaySettings(Settings):
                 "there is no --admin-port under Ray; LORACHAT_ADMIN_KEY, or a key with `admin = true`, opens the"
                 " admin routes at the public port"
             )
+        if self.max_connections is not None:
+            raise ValueError("there is no --max-connections under Ray: connections are its proxy's")
         return self
 
     @model_validator(mode="after")

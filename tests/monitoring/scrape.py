@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import httpx
 
+from server.api.places import Places
 from server.engine.engine import Engine
 from server.engine.scheduler import Limits
 from tests.server.api_fakes import FakeEngine, FakeModel
@@ -32,7 +33,7 @@ def exposition() -> str:
     engine = Engine(runner, limits, max_context=256, max_waiting=0)
     engine.start()
     headers = {"authorization": f"Bearer {KEY}"}
-    with running(cast(FakeEngine, engine), api_keys=[KEY]) as server:
+    with running(cast(FakeEngine, engine), api_keys=[KEY], places=Places(512)) as server:
         models = cast(Any, server.service.catalogue).models
         models["smalltalk"] = FakeModel(id=Adapter.key, adapter=cast(None, Adapter()))
 

@@ -16,6 +16,7 @@ import openai
 from server.api.app import create_app
 from server.api.keys import Keyring, environment_keys
 from server.api.observer import Reporter
+from server.api.places import Places
 from server.api.policy import Policy
 from server.api.service import Loaded, Service
 from server.engine.engine import Engine
@@ -81,6 +82,7 @@ def running(
     catalogue: FakeCatalogue | None = None,
     keeps_content: bool = False,
     reporters: Sequence[Reporter] = (),
+    places: Places | None = None,
     **policy: Any,
 ) -> Iterator[Running]:
     """policy: fields of Policy."""
@@ -89,6 +91,8 @@ def running(
         max_choices=4, keepalive_seconds=keepalive_seconds, max_answer_tokens=max_answer_tokens,
         keeps_content=keeps_content,
     )  # fmt: skip
+    if places is not None:
+        service.metrics.add_connections(places)
     policy.setdefault("keyring", Keyring(environment_keys(api_keys, admin_key)))
     if loaded:
         service.set_loaded(
@@ -103,6 +107,7 @@ def running(
         serve(
             create_app(service, Policy(**policy), reporters=reporters),
             Policy(**policy).stall_seconds,
+            places,
         ) as url,
         httpx.Client(base_url=url, timeout=30) as http,
     ):

@@ -11,15 +11,16 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.api.connection import connection_class
+from server.api.places import Places
 from server.api.policy import MAX_HEAD_BYTES
 
 
 @contextmanager
-def serve(app: FastAPI, stall_seconds: float = 30) -> Iterator[str]:
+def serve(app: FastAPI, stall_seconds: float = 30, places: Places | None = None) -> Iterator[str]:
     """The server's address while the block runs."""
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1,
-        http=connection_class(stall_seconds), ws="none", h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        http=connection_class(stall_seconds, places), ws="none", h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )  # fmt: skip
     with run_in_thread(uvicorn.Server(config)) as url:
         yield url

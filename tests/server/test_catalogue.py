@@ -301,6 +301,22 @@ def test_a_name_is_looked_up_and_never_used_as_a_path(volume: Volume, name: str)
         volume.catalogue.find(name)
 
 
+def become_pipe(path: Path) -> None:
+    """Whoever opened it would wait for ever."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "adapter_config.json", "tokenizer.json"])
+def test_a_pipe_in_a_version_is_refused_and_the_others_are_served(
+    volume: Volume, name: str
+) -> None:
+    volume.publish(OLD)
+    become_pipe(volume.publish(NEW) / name)
+    assert volume.ids() == ["base", "talk", f"talk@{OLD}"]
+    assert volume.catalogue.snapshot.refused[f"talk@{NEW}"].kind == "path"
+
+
 def restart(volume: Volume, base: BaseModel, **options: Any) -> VolumeCatalogue:
     """Another server over the same volume."""
     volume.catalogue = VolumeCatalogue(
@@ -422,6 +438,9 @@ def truncate(folder: Path) -> None:
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer"),
         (lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff"), "tokenizer"),
         (lambda folder: os.symlink("/etc", folder / "special"), "path"),
+        (lambda folder: become_pipe(folder / "adapter_config.json"), "path"),
+        (lambda folder: become_pipe(folder / "adapter_model.safetensors"), "path"),
+        (lambda folder: become_pipe(folder / "special_tokens_map.json"), "path"),
     ],
 )
 def test_an_unsigned_adapter_has_the_same_checks(

@@ -357,3 +357,22 @@ def test_while_it_drains_what_runs_ends_and_what_comes_is_told_to_go_elsewhere()
         engine.gate.set()
         thread.join()
         assert answers[0].json()["choices"][0]["message"]["content"] == "abc"
+
+
+def test_all_bodies_together_are_bounded_and_their_room_comes_back() -> None:
+    """A hundred bodies of 4 MB took 7 GB."""
+    engine = FakeEngine()
+    engine.gate.clear()
+    with running(engine, max_bodies_bytes=100_000) as server, httpx.Client(timeout=30) as other:
+        held = other.build_request(
+            "POST", f"{server.http.base_url}{CHAT}", json=body("x", stream=True, user="y" * 60_000)
+        )
+        answer = other.send(held, stream=True)
+        refused = server.chat("x", user="y" * 60_000)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "server_overloaded"
+        assert int(refused.headers["retry-after"]) >= 1
+        engine.gate.set()
+        assert server.chat("x").status_code == 200
+        answer.read()
+        until(lambda: server.chat("x", user="y" * 60_000).status_code == 200)

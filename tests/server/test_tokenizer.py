@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,19 @@ def test_versions_with_one_tokenizer_share_its_table_and_leave_nothing_behind() 
     del words, first, second
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("make", [byte_tokenizer, sentencepiece_style_tokenizer])
+def test_texts_are_tokenised_as_transformers_does(
+    make: Callable[[], Any], special: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is called without its wrapper; long texts, which wait for one another, come out the same."""
+    plain, own = make(), make()
+    own.backend_tokenizer.enable_truncation(3)  # as a tokenizer.json may have it
+    own.backend_tokenizer.enable_padding(length=9)
+    chat = ChatTokenizer(own)
+    monkeypatch.setattr("server.model.tokenizer.LONG_TEXT", 20)
+    for text in ("", "Hi", "Grüße 日本 \n\n\tx", "a long text, of over twenty characters <s>user"):
+        ids = chat.encode(text, add_special_tokens=special)
+        assert ids == plain(text, add_special_tokens=special)["input_ids"]

@@ -9,6 +9,8 @@ from pydantic import Field
 from server.api.schemas.fields import (
     MAX_MESSAGES,
     MAX_TOOLS,
+    List,
+    Metadata,
     Name,
     SamplingFields,
     Schema,
@@ -94,15 +96,15 @@ class ChatMessage(Wire):
     """One turn. Only an assistant's turn with tool_calls may do without content."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | List[TextPart] | None = None
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: List[MessageToolCall] | None = None
     tool_call_id: str | None = None
     # Clients send an answer of ours back as they got it. Of these, only null and [] are accepted.
     audio: None = None
     function_call: None = None
     refusal: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[List[Any], Field(max_length=0)] | None = None
     parsed: Any = None  # the official client's own note on an answer
 
 
@@ -161,18 +163,18 @@ class ChatRequest(SamplingFields):
     """A chat completion request after all checks that need nothing but itself."""
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[List[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: TokenLimit | None = None
     max_completion_tokens: TokenLimit | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[List[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 

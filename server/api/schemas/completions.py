@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from server.api.schemas.chat import OTHER_SERVERS
-from server.api.schemas.fields import Count, SamplingFields, TokenId, TopLogprobs
+from server.api.schemas.fields import Count, List, SamplingFields, TokenId, TopLogprobs
 from server.api.schemas.parse import NotHonoured
 
 MAX_PROMPTS = 64
@@ -19,12 +19,12 @@ NOT_HONOURED: NotHonoured = {
     "suffix": ("",),
 }
 
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[List[TokenId], Field(min_length=1)]
 Prompt = (
     str
     | TokenIds
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[List[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[List[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -12,8 +12,14 @@ MAX_STOP_LENGTH = 256
 MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_TOOLS = 128
+MAX_METADATA = 16
 MAX_TOP_LOGPROBS = 20
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+
+
+Entry = TypeVar("Entry")
+# Errors of all entries of a body of a few MiB would take gigabytes and seconds, to tell of one.
+List = Annotated[list[Entry], Field(fail_fast=True)]
 
 
 class Wire(BaseModel):
@@ -37,11 +43,12 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Choices = Annotated[int, Field(ge=1, le=128)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
-Stop = StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
-StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)]
+Stop = StopString | Annotated[List[StopString], Field(max_length=MAX_STOP_STRINGS)]
+StopTokenIds = Annotated[List[TokenId], Field(max_length=MAX_STOP_TOKENS)]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 CacheSalt = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+Metadata = Annotated[dict[str, str], Field(max_length=MAX_METADATA)]
 Schema = dict[str, Any]
 
 

@@ -10,6 +10,8 @@ from server.api.schemas.chat import OTHER_SERVERS, FunctionTool, JsonObjectForma
 from server.api.schemas.fields import (
     MAX_MESSAGES,
     MAX_TOOLS,
+    List,
+    Metadata,
     Name,
     SamplingFields,
     Schema,
@@ -53,11 +55,11 @@ class InputItem(Wire):
 
     type: Literal["message", "function_call", "function_call_output"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[InputPart] | None = None
+    content: str | List[InputPart] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[InputPart] | None = None
+    output: str | List[InputPart] | None = None
     id: str | None = None
     status: str | None = None
 
@@ -93,18 +95,18 @@ class ResponseRequest(SamplingFields):
     """Nothing is stored: every request brings its whole conversation. The sampling fields of chat work here too."""
 
     model: str
-    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
+    input: str | Annotated[List[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: TokenLimit | None = None
-    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[List[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     top_logprobs: TopLogprobs | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = (
+    include: List[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = (
         None
     )
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 

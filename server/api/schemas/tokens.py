@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from server.api.schemas.chat import ChatMessage, Tool
-from server.api.schemas.fields import MAX_MESSAGES, MAX_TOOLS, TokenId, Wire
+from server.api.schemas.fields import MAX_MESSAGES, MAX_TOOLS, List, TokenId, Wire
 from server.api.schemas.parse import NotHonoured
 
 NOT_HONOURED: NotHonoured = {
@@ -16,8 +16,8 @@ NOT_HONOURED: NotHonoured = {
     "mm_processor_kwargs": ({},),
 }
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+Messages = Annotated[List[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+Tools = Annotated[List[Tool], Field(max_length=MAX_TOOLS)]
 
 
 class TokenizeRequest(Wire):
@@ -35,7 +35,7 @@ class TokenizeRequest(Wire):
 
 class DetokenizeRequest(Wire):
     model: str = "base"
-    tokens: list[TokenId]
+    tokens: List[TokenId]
 
 
 class ApplyTemplateRequest(Wire):
