@@ -11,11 +11,11 @@ from server.types import AdapterHandle, ServedModel
 
 
 class AdapterLease(Protocol):
-    """The right to compute with an adapter's weights: they stay in memory until release()."""
+    """The right to compute with an adapter's weights: they stay in memory until release(), not for it after that."""
 
     @property
     def adapter(self) -> AdapterHandle:
-        """What the runner computes with."""
+        """What the runner computes with. Not to be asked for after release()."""
         ...
 
     def share(self) -> AdapterLease:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import threading
@@ -116,6 +117,10 @@ def _load_and_watch(
         service.set_failed("The model could not be loaded.")
         stop_server()
         return
+    # What is here now stays. Out of the collector's sight, so that it need not be walked through, with all answers
+    # waiting, whenever the remains of finished requests are collected.
+    gc.collect()
+    gc.freeze()
     service.set_loaded(loaded)
     while not stopping.wait(settings.adapter_poll_seconds):
         refresh()

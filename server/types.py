@@ -263,8 +263,6 @@ class GenerationRequest:
     n: int = 1
     # Prefix blocks are shared only within one scope: an API key's name, a cache_salt, or both.
     cache_scope: str = ""
-    # What the runner computes with; None: the model has no adapter, or is its own handle.
-    adapter: AdapterHandle | None = None
     # Whose turn it takes: the name of the API key. Tenants share the engine evenly.
     tenant: str = ""
     # Makes the constraint of one choice; each choice has its own state.

@@ -111,10 +111,8 @@ def submit(
 
         request = replace(request, new_constraint=remembered)
     clock.submitted = time.perf_counter()
-    if lease is not None:
-        request = replace(request, adapter=lease.adapter)
     try:
-        generation = service.engine.submit(request)
+        generation = service.engine.submit(request, None if lease is None else lease.adapter)
     except Exception:
         if lease is not None:
             lease.release()

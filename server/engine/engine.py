@@ -31,7 +31,14 @@ from server.errors import (
     UnavailableError,
 )
 from server.step import Runner
-from server.types import EngineStats, Event, Failed, Finished, GenerationRequest
+from server.types import (
+    AdapterHandle,
+    EngineStats,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+)
 
 __all__ = ["DEAD", "MAX_FAILED_STEPS", "Engine", "Generation"]
 
@@ -97,6 +104,7 @@ class Engine:
         )
         self._stats = self._scheduler.stats
         self._generations: dict[str, Generation] = {}  # engine thread only
+        self._failed_steps = 0  # since the last good one
         self._keys = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -131,8 +139,13 @@ class Engine:
                 waiting_tokens=self._admission.waiting_tokens,
             )
 
-    def submit(self, request: GenerationRequest) -> Generation:
+    def submit(
+        self, request: GenerationRequest, adapter: AdapterHandle | None = None
+    ) -> Generation:
         """Queue a request; must be called on the event loop that will read its events.
+
+        adapter: what the runner computes with; None: the model has no adapter, or is its own handle. No part of the
+        request, which may be kept for longer than the adapter's weights may be.
 
         Raises InvalidRequestError (ContextLengthError among them), OverloadedError, UnavailableError or
         EngineDeadError, and then nothing was queued.
@@ -143,7 +156,7 @@ class Engine:
             self._check_open(request)
         key = f"{request.id}#{next(self._keys)}"  # callers choose request.id, so it may repeat
         generation = Generation(request, functools.partial(self.cancel, key))
-        sequences = _sequences(request, key)
+        sequences = _sequences(request, adapter or request.model.adapter, key)
         with self._wake:
             self._check_open(request)
             self._admission.enter(request.tenant, request.n, len(request.prompt_ids))
@@ -204,37 +217,41 @@ class Engine:
             self._die(error)
 
     def _loop(self) -> None:
-        failed_steps = 0
         while self._take_inbox():
-            begun = time.monotonic()
-            batch = self._scheduler.next_batch()
-            if batch is None:
-                continue
-            num_dequeued = self._account()
-            try:
-                self._step_begun = time.monotonic()
-                self._note_begun()
-                results = self._runner.step(batch)
-                check_results(batch, results)
-            except Exception as error:
-                log.exception("a step of %d rows failed", len(batch.rows))
-                failed_steps += 1
-                for key in self._scheduler.requests_in_step():
-                    self._fail(key, _step_failure(error), keep_tails=False)
-                if failed_steps >= MAX_FAILED_STEPS:
-                    self._die(error)
-                    return
-                continue
-            finally:
-                self._step_begun = None
-            failed_steps = 0
-            said = self._scheduler.commit(batch, results)
-            seconds = time.monotonic() - begun
-            num_ended = sum(isinstance(event, Finished) for _, event in said)
-            self._publish(said)
-            with self._wake:
-                self._admission.observe(num_ended, num_dequeued, seconds)
+            self._step()
+            if self._dead is not None:
+                return
         self._fail_all(UnavailableError("The server is shutting down."))
+
+    def _step(self) -> None:
+        """A method of its own so that nothing of a step outlives it: an idle engine keeps no adapter in memory."""
+        begun = time.monotonic()
+        batch = self._scheduler.next_batch()
+        if batch is None:
+            return
+        num_dequeued = self._account()
+        try:
+            self._step_begun = time.monotonic()
+            self._note_begun()
+            results = self._runner.step(batch)
+            check_results(batch, results)
+        except Exception as error:
+            log.exception("a step of %d rows failed", len(batch.rows))
+            self._failed_steps += 1
+            for key in self._scheduler.requests_in_step():
+                self._fail(key, _step_failure(error), keep_tails=False)
+            if self._failed_steps >= MAX_FAILED_STEPS:
+                self._die(error)
+            return
+        finally:
+            self._step_begun = None
+        self._failed_steps = 0
+        said = self._scheduler.commit(batch, results)
+        seconds = time.monotonic() - begun
+        num_ended = sum(isinstance(event, Finished) for _, event in said)
+        self._publish(said)
+        with self._wake:
+            self._admission.observe(num_ended, num_dequeued, seconds)
 
     def _take_inbox(self) -> bool:
         """Wait for work, take all messages. False when the engine must stop."""
@@ -350,7 +367,9 @@ class Engine:
         self._generations.clear()
 
 
-def _sequences(request: GenerationRequest, key: str) -> tuple[Sequence, ...]:
+def _sequences(
+    request: GenerationRequest, adapter: AdapterHandle | None, key: str
+) -> tuple[Sequence, ...]:
     """One for each choice. All but the first wait until that one has computed the prompt they share."""
     sequences: list[Sequence] = []
     params = request.params
@@ -363,7 +382,7 @@ def _sequences(request: GenerationRequest, key: str) -> tuple[Sequence, ...]:
                 prompt_ids=request.prompt_ids,
                 params=params,
                 stop_token_ids=request.model.stop_token_ids,
-                adapter=request.adapter or request.model.adapter,
+                adapter=adapter,
                 text=TextStream(decoder, params.stop, include_stop=params.include_stop),
                 cache_scope=request.cache_scope,
                 constraint=None if request.new_constraint is None else request.new_constraint(),

@@ -58,7 +58,7 @@ class Scheduler:
         self._arrivals = 0
         self._waiting: list[Sequence] = []  # in order of arrival
         self._running: list[Sequence] = []  # in the order in which they were let in
-        self._in_step: list[Sequence] = []  # of the last batch's rows
+        self._in_step: list[Sequence] = []  # of the rows that are being computed
         self._refused: tuple[Sequence, int] | None = (
             None  # for want of blocks, and how many were to be had
         )
@@ -161,6 +161,7 @@ class Scheduler:
             if sequence.is_finished:
                 self._leave(sequence)
                 self._shares.leave(sequence.tenant)
+        self._in_step = []
         return said
 
     def remove(self, request_id: str, *, keep_tails: bool = True) -> list[Sequence]:
@@ -170,6 +171,10 @@ class Scheduler:
         """
         removed = [s for s in self._waiting + self._running if s.request_id == request_id]
         self._waiting = [s for s in self._waiting if s.request_id != request_id]
+        # Whoever left is referred to no more: its adapter may have to leave the memory.
+        self._in_step = [s for s in self._in_step if s.request_id != request_id]
+        if self._refused is not None and self._refused[0].request_id == request_id:
+            self._refused = None
         for sequence in removed:
             sequence.finish_reason = FinishReason.CANCELLED
             if sequence.table is not None:
@@ -182,7 +187,7 @@ class Scheduler:
         return any(s.request_id == request_id for s in (*self._running, *self._waiting))
 
     def requests_in_step(self) -> set[str]:
-        """The requests with a row in the last batch."""
+        """The requests with a row in the batch that is being computed."""
         return {s.request_id for s in self._in_step}
 
     def _make_room(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,17 +69,26 @@ class _Entry:
 
 
 class Lease:
-    """The right to compute with an adapter until release(). Letting go of the object releases it too."""
+    """The right to compute with an adapter until release(). Letting go of the object releases it too.
 
-    def __init__(self, memory: AdapterMemory, entry: _Entry, adapter: AdapterHandle) -> None:
-        self.adapter = adapter
+    A released one holds no weights: whoever keeps it (a request in a reference cycle, until the collector comes by)
+    keeps nothing in memory that is not counted any more.
+    """
+
+    def __init__(self, memory: AdapterMemory, entry: _Entry) -> None:
         self._memory = memory
         self._entry: _Entry | None = entry
+
+    @property
+    def adapter(self) -> AdapterHandle:
+        assert self._entry is not None, "a released lease gives no right to compute"
+        assert self._entry.adapter is not None, "what is leased has been loaded"
+        return self._entry.adapter
 
     def share(self) -> Lease:
         """Another one of the same adapter, which waits for nothing."""
         assert self._entry is not None, "a released lease gives no right to share"
-        return self._memory.again(self._entry, self.adapter)
+        return self._memory.again(self._entry)
 
     def release(self) -> None:
         """Safe any number of times."""
@@ -140,10 +150,10 @@ class AdapterMemory:
                 "size",
             )
 
-    def again(self, entry: _Entry, adapter: AdapterHandle) -> Lease:
+    def again(self, entry: _Entry) -> Lease:
         with self._lock:
             entry.leases += 1
-        return Lease(self, entry, adapter)
+        return Lease(self, entry)
 
     def give_back(self, entry: _Entry) -> None:
         self.abandoned.append(entry)
@@ -227,7 +237,7 @@ class AdapterMemory:
                 if found is not None and found.adapter is not None and not found.leaving:
                     if future.set_running_or_notify_cancel():
                         self._touch(found)
-                        granted.append((future, self.again(found, found.adapter)))
+                        granted.append((future, self.again(found)))
                     continue
                 if (
                     found is None
@@ -284,6 +294,7 @@ class AdapterMemory:
         try:
             adapter = wanted.load()
         except Exception as error:
+            _let_go(error)
             failure = error
         told: list[Future[Lease]] = []
         with self._lock:
@@ -323,6 +334,14 @@ class AdapterMemory:
             for entry in self._entries.values()
             if entry.key in self._pinned and entry.key != besides
         )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames that an error came through: they hold the file that was read for as long as the error is kept,
+    and its callers' frames, which hold the error, make that until the collector comes by."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _no_room(wanted: Loadable) -> UnavailableError:

@@ -22,6 +22,7 @@ from server.errors import (
 )
 from server.model.tokenizer import ChatTokenizer
 from server.types import (
+    AdapterHandle,
     Delta,
     EngineStats,
     Event,
@@ -117,7 +118,10 @@ class FakeEngine:
             running=self.running, generation_tokens=self.tokens_drawn, blocks_total=8
         )
 
-    def submit(self, request: GenerationRequest) -> FakeGeneration:
+    def submit(
+        self, request: GenerationRequest, adapter: AdapterHandle | None = None
+    ) -> FakeGeneration:
+        assert adapter is None, "no adapter is leased here"
         if not request.prompt_ids:
             raise InvalidRequestError("The messages come to an empty prompt.", param="messages")
         if len(request.prompt_ids) + request.params.max_tokens > 256:

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
@@ -24,6 +24,10 @@ SIZE = 10
 class Weights:
     key: str
     digest: str = "d"
+
+
+class Content(bytearray):
+    """Of a file that is being read. A class of its own, so that references to it can be weak."""
 
 
 class Shelf:
@@ -274,3 +278,42 @@ def test_any_crowd_gets_what_it_asked_for_within_the_bound(shelf: Shelf) -> None
     assert wrong == []
     assert memory.stats.used <= memory.capacity
     assert memory.stats.evictions > 0
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed here is freed because nothing refers to it, and not because the collector came by."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_what_left_is_freed_whoever_still_has_a_released_lease(shelf: Shelf) -> None:
+    memory = AdapterMemory(SIZE)
+    first = take(memory, shelf.adapter("a"))
+    second = first.share()
+    first.release()
+    second.release()
+    use(memory, shelf.adapter("b"))
+    assert [ref() is None for ref in shelf.alive] == [True, False]
+    with pytest.raises(AssertionError, match="released"):
+        _ = first.adapter
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_load_that_fails_keeps_nothing_of_what_it_read(shelf: Shelf) -> None:
+    memory = AdapterMemory(SIZE)
+    read: list[weakref.ref[Content]] = []
+
+    def load() -> Weights:
+        content = Content(SIZE)
+        read.append(weakref.ref(content))
+        try:
+            raise ValueError("broken")
+        except ValueError:
+            raise UnavailableError("it cannot be loaded") from None
+
+    with pytest.raises(UnavailableError):
+        use(memory, Loadable("a", SIZE, load))
+    assert [ref() for ref in read] == [None]

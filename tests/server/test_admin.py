@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,6 +71,31 @@ def test_unload_and_reload(admin: Admin) -> None:
     assert admin.models() == ["base"]
     assert admin.act("talk", "reload").json()["data"][0]["state"] == "loaded"
     assert admin.chat("talk").json()["choices"] == before
+
+
+def test_streams_that_were_left_keep_no_adapter_in_memory(admin: Admin) -> None:
+    """What they leave behind refers to itself and waits for the collector, for as long as that may take; weights must
+    not, since others are loaded in their place."""
+    admin.publish("talk", OLD)
+    admin.desk.refresh()
+    body = {"model": "talk", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 200,
+            "temperature": 0, "ignore_eos": True, "stream": True}  # fmt: skip
+    gc.collect()
+    gc.disable()
+    try:
+        lease = admin.desk.acquire(admin.desk._catalogue.find("talk")).result(10)
+        weights = weakref.ref(lease.adapter)
+        lease.release()
+        for _ in range(3):
+            with admin.http.stream("POST", CHAT, json=body) as stream:
+                next(stream.iter_lines())
+        assert admin.act("talk", "unload").status_code == 200
+        deadline = time.monotonic() + 10
+        while weights() is not None:
+            assert time.monotonic() < deadline, gc.get_referrers(weights())
+            time.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 def test_a_stream_ends_on_the_version_it_began_with(admin: Admin) -> None:
