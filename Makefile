@@ -85,9 +85,12 @@ ray: env  ## make the environment of `python -m server ray` (.venv-ray, about 60
 test-ray: ray  ## run the server under Ray on a real local cluster: two engines, killed, replaced, updated, drained
 	@LORACHAT_RAY_ENV=.venv-ray $(PY) -m pytest -n 0 tests/ray_serve
 
-.PHONY: test-manifests
-test-manifests: env  ## build deploy/kubernetes with kustomize and check it against the code and the published schemas
+.PHONY: manifests
+manifests:  ## make the environment of `make test-manifests` (.venv-manifests)
 	@scripts/setup-tools .venv-manifests requirements/constraints-manifests.txt requirements/manifests.txt
+
+.PHONY: test-manifests
+test-manifests: env manifests  ## build deploy/kubernetes with kustomize and check it against the code and the published schemas
 	@LORACHAT_MANIFESTS_ENV=.venv-manifests $(PY) -m pytest -n 0 tests/manifests
 
 # Of llama.cpp only the library is compiled, by one compiler at a time: each may take a gigabyte.
@@ -100,9 +103,12 @@ test-exports: env  ## load the exported adapters with transformers and llama.cpp
 		scripts/setup-tools .venv-llamacpp requirements/constraints-exports.txt requirements/exports.txt
 	@$(PY) -m pytest -n 0 tests/trainer/test_export.py
 
-.PHONY: test-ifeval
-test-ifeval: env  ## evaluate checkable instructions through lm-eval against a server (installs it apart, once)
+.PHONY: ifeval
+ifeval:  ## make the environment of `make test-ifeval` (.venv-ifeval)
 	@scripts/setup-tools .venv-ifeval requirements/constraints-ifeval.txt requirements/ifeval.txt
+
+.PHONY: test-ifeval
+test-ifeval: env ifeval  ## evaluate checkable instructions through lm-eval against a server (installs it apart, once)
 	@$(PY) -m pytest -n 0 tests/trainer/test_ifeval.py
 
 .PHONY: vllm

@@ -160,8 +160,9 @@ def test_a_second_signal_ends_it_though_answers_run(embedded_model: Path, tmp_pa
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 20
             while httpx.get(f"{url}/ready").status_code == 200:
-                pass
+                assert time.monotonic() < deadline, "the first signal is not heeded"
             process.send_signal(signal.SIGTERM)
             process.wait(60)
             rest: list[str] = []

@@ -252,11 +252,11 @@ def test_a_request_that_still_waits_at_its_deadline_is_told_and_never_computed()
         ):
             assert server.http.post(path, json=asked).status_code == 504
             until(lambda: engine.running == 0)
-        # A caller may ask for less and not for more.
-        begun = time.monotonic()
-        patient = server.http.post(CHAT, json=body("x"), headers={"x-request-timeout": "9"})
+        # A caller may ask for less and not for more: else it would wait for an hour, and this test give up.
+        patient = server.http.post(
+            CHAT, json=body("x"), headers={"x-request-timeout": "3600"}, timeout=60
+        )
         assert patient.status_code == 504
-        assert time.monotonic() - begun < 9
         engine.gate.set()
         assert server.chat().status_code == 200
     assert engine.tokens_drawn == 6, "of the last one: five letters and the end"
