@@ -21,8 +21,7 @@ from server.engine.admission import Admission
 from server.engine.generation import Generation, deliver
 from server.engine.rows import check_results
 from server.engine.scheduler import Limits, Scheduler
-from server.engine.sequence import Sequence
-from server.engine.text import TextStream
+from server.engine.sequence import Sequence, sequences_of
 from server.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -156,7 +155,7 @@ class Engine:
             self._check_open(request)
         key = f"{request.id}#{next(self._keys)}"  # callers choose request.id, so it may repeat
         generation = Generation(request, functools.partial(self.cancel, key))
-        sequences = _sequences(request, adapter or request.model.adapter, key)
+        sequences = sequences_of(request, adapter or request.model.adapter, key)
         with self._wake:
             self._check_open(request)
             self._admission.enter(request.tenant, request.n, len(request.prompt_ids))
@@ -365,32 +364,6 @@ class Engine:
         for generation in self._generations.values():  # nothing of the model is touched any more
             deliver(generation.loop, [(generation, Failed(EngineDeadError(DEAD)))])
         self._generations.clear()
-
-
-def _sequences(
-    request: GenerationRequest, adapter: AdapterHandle | None, key: str
-) -> tuple[Sequence, ...]:
-    """One for each choice. All but the first wait until that one has computed the prompt they share."""
-    sequences: list[Sequence] = []
-    params = request.params
-    for index in range(request.n):
-        decoder = request.model.text_decoder()
-        sequences.append(
-            Sequence(
-                request_id=key,
-                index=index,
-                prompt_ids=request.prompt_ids,
-                params=params,
-                stop_token_ids=request.model.stop_token_ids,
-                adapter=adapter,
-                text=TextStream(decoder, params.stop, include_stop=params.include_stop),
-                cache_scope=request.cache_scope,
-                constraint=None if request.new_constraint is None else request.new_constraint(),
-                leader=sequences[0] if sequences else None,
-                tenant=request.tenant,
-            )
-        )
-    return tuple(sequences)
 
 
 def _call(work: Callable[[], T], future: Future[T]) -> None:

@@ -15,6 +15,7 @@ from server.types import (
     Delta,
     Finished,
     FinishReason,
+    GenerationRequest,
     PromptScored,
     SamplingParams,
     TokenConstraint,
@@ -176,3 +177,29 @@ class Sequence:
             self.cached_tokens or 0,
             self.stopped_by,
         )
+
+
+def sequences_of(
+    request: GenerationRequest, adapter: AdapterHandle | None, key: str
+) -> tuple[Sequence, ...]:
+    """One for each choice. All but the first wait until that one has computed the prompt they share."""
+    sequences: list[Sequence] = []
+    params = request.params
+    for index in range(request.n):
+        decoder = request.model.text_decoder()
+        sequences.append(
+            Sequence(
+                request_id=key,
+                index=index,
+                prompt_ids=request.prompt_ids,
+                params=params,
+                stop_token_ids=request.model.stop_token_ids,
+                adapter=adapter,
+                text=TextStream(decoder, params.stop, include_stop=params.include_stop),
+                cache_scope=request.cache_scope,
+                constraint=None if request.new_constraint is None else request.new_constraint(),
+                leader=sequences[0] if sequences else None,
+                tenant=request.tenant,
+            )
+        )
+    return tuple(sequences)
