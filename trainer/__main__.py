@@ -11,7 +11,7 @@
 
 Exit codes: 0 done, now or by an earlier start; 3 the recipe, the data or this machine is not right (trying again will
 not help); 75 memory did not suffice (trying again with --auto-batch will) or a disk is full (it will once there is
-room), and evaluate's server is away; 143 ended by SIGTERM with a checkpoint saved
+room), and evaluate's server is away or busy; 143 ended by SIGTERM with a checkpoint saved
 and 130 by Ctrl-C (the same command goes on); 1 other.
 """
 

@@ -81,7 +81,10 @@ def parser() -> argparse.ArgumentParser:
         "evaluate", help="base against adapter on the rows it never saw, with confidence intervals"
     )
     evaluate.add_argument(
-        "--adapter", required=True, metavar="ADAPTER", help="NAME or NAME@VERSION on the volume"
+        "--adapter",
+        required=True,
+        metavar="ADAPTER",
+        help="a published version's folder, or NAME or NAME@VERSION on the volume",
     )
     evaluate.add_argument(
         "--base", metavar="BASE", help="folder or hub id of the float base (default: the adapter's)"

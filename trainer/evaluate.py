@@ -24,6 +24,8 @@ from trainer.split import spread
 
 SERVER_SECONDS = 600.0  # for one answer: a 3B model on a small CPU is slow
 
+BUSY = frozenset({429, 500, 502, 503, 504})  # statuses of a server that may answer the next time
+
 # (messages, whether the adapter is on) -> (answer, whether it ended by itself)
 Answerer = Callable[[Sequence[Message], bool], tuple[str, bool]]
 
@@ -69,6 +71,11 @@ def evaluate(
     template, data = prepare_data(recipe, reporter)
     sources = [row.source for row in data.test]
     chosen = [data.test[index] for index in spread(sources, rows, recipe.data.seed)]
+    few = [chosen[index] for index in spread([row.source for row in chosen], answers, 0)]
+    answered: list[Score] = []
+    if server is not None:  # before the losses, which may take hours: it may be away
+        ask = _served(server, adapter.served_name, max_new_tokens)
+        answered = _answer_scores(few, ask, reporter)
     try:
         base = AutoModelForCausalLM.from_pretrained(recipe.model.base, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -79,14 +86,10 @@ def evaluate(
     model = PeftModel.from_pretrained(base, adapter.folder)
     model.eval()
     scores = _losses(model, chosen, template.tokenizer.pad_token_id, reporter)
-    stops = template.stop_token_ids(base.generation_config.eos_token_id)
-    ask: Answerer
-    if server is not None:
-        ask = _served(server, adapter.served_name, max_new_tokens)
-    else:
-        ask = _local(model, template, stops, max_new_tokens)
-    few = [chosen[index] for index in spread([row.source for row in chosen], answers, 0)]
-    return (*scores, *_answer_scores(few, ask, reporter))
+    if server is None:
+        stops = template.stop_token_ids(base.generation_config.eos_token_id)
+        answered = _answer_scores(few, _local(model, template, stops, max_new_tokens), reporter)
+    return (*scores, *answered)
 
 
 def _losses(model: Any, rows: Sequence[Row], pad_token_id: int, reporter: Reporter) -> list[Score]:
@@ -152,6 +155,9 @@ def _local(model: Any, template: Any, stops: Sequence[int], most: int) -> Answer
 
 
 def _served(server: str, name: str, most: int) -> Answerer:
+    if not server.startswith(("http://", "https://")):
+        raise ConfigError(f"--server {server} is no address: write it as http://HOST:PORT.")
+
     def ask(messages: Sequence[Message], tuned: bool) -> tuple[str, bool]:
         body = {
             "model": name if tuned else "base",
@@ -167,14 +173,20 @@ def _served(server: str, name: str, most: int) -> Answerer:
         try:
             with urllib.request.urlopen(request, timeout=SERVER_SECONDS) as response:
                 choice = json.load(response)["choices"][0]
+                return choice["message"]["content"], choice["finish_reason"] == "stop"
         except urllib.error.HTTPError as error:
             detail = error.read().decode(errors="replace")[:300]
+            if error.code in BUSY:
+                raise RetryableError(f"{server} is busy ({error.code}): {detail}") from error
             raise ConfigError(f"{server} refused to answer as {body['model']}: {detail}") from error
         except OSError as error:
             raise RetryableError(
                 f"{server} does not answer: {error}; is the server running?"
             ) from error
-        return choice["message"]["content"], choice["finish_reason"] == "stop"
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"What answers at {server} is no server of chat completions; give --server its address without a path."
+            ) from error
 
     return ask
 

@@ -83,6 +83,59 @@ def test_losses_here_and_answers_from_a_server(
     assert scores["answers that end by themselves"]["rows"] == 12
 
 
+class Failing(BaseHTTPRequestHandler):
+    """Answers every request with the status and body it was made with."""
+
+    status, body = 200, b""
+
+    def do_POST(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "exit_code", "words"),
+    [
+        (429, b'{"error": {"message": "Try later."}}', 75, "busy (429)"),
+        (503, b'{"error": {"message": "Starting."}}', 75, "busy (503)"),
+        (404, b'{"error": {"message": "No such model."}}', 3, "refused to answer as base"),
+        (200, b"<html>a page</html>", 3, "no server of chat completions"),
+        (200, b'{"choices": []}', 3, "no server of chat completions"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_told_before_the_losses_are_measured(
+    volume: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    body: bytes,
+    exit_code: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr("trainer.evaluate._losses", lambda *_: pytest.fail("measured"))
+    handler = type("Handler", (Failing,), {"status": status, "body": body})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    arguments = ["--base", str(tiny_model), "--adapters", str(volume)]
+    arguments += ["--server", f"http://127.0.0.1:{server.server_port}"]
+    assert cli(["evaluate", "--adapter", "tiny", *arguments]) == exit_code
+    server.shutdown()
+    assert words in capsys.readouterr().err
+
+
+def test_an_address_without_a_scheme_is_told(
+    volume: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--base", str(tiny_model), "--adapters", str(volume)]
+    assert cli(["evaluate", "--adapter", "tiny", *arguments, "--server", "127.0.0.1:8000"]) == 3
+    assert "http://HOST:PORT" in capsys.readouterr().err
+
+
 def test_answers_in_this_process_agree_with_the_losses(
     volume: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
