@@ -111,7 +111,10 @@ def parser() -> argparse.ArgumentParser:
         help="held-out rows at most (default: 100; 0: none, nor answers to them)",
     )
     evaluate.add_argument(
-        "--answers", type=count, default=20, help="of these answered (default: 20; 0: none)"
+        "--answers",
+        type=count,
+        default=20,
+        help="of these answered (default: 20; fewer are too few for a verdict; 0: none)",
     )
     evaluate.add_argument(
         "--max-new-tokens", type=int, default=128, help="longest answer (default: 128)"
