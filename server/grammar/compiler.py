@@ -16,6 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from server.errors import InvalidRequestError, OverloadedError
 from server.grammar.constraint import GrammarConstraint
+from server.grammar.refusal import reason_of
 
 COMPILE_SECONDS = 5.0
 MAX_KEPT = 256
@@ -94,7 +95,7 @@ class GrammarCompiler:
             for tried in (matcher, first):
                 if tried.is_error():
                     raise InvalidRequestError(
-                        f"'{param}' cannot be followed to the letter, so it is refused: {tried.get_error()}",
+                        f"'{param}' cannot be followed to the letter, so it is refused: {reason_of(tried.get_error())}",
                         param=param,
                     )
             self._matchers[key] = matcher
