@@ -174,23 +174,6 @@ class Run:
             self.lease.release()
         self.service.metrics.ended(self)
 
-    def timings(self) -> dict[str, float | int]:
-        """Durations in llama-server's words: milliseconds, and tokens per second."""
-        clock, usage = self.clock, self.usage
-        first = clock.first_token or time.perf_counter()
-        prompt = max(first - clock.submitted, 1e-9)
-        answer = max((clock.last_token or first) - first, 0.0)
-        drawn = max(usage.completion_tokens - self.request.n, 0)  # after the first of each choice
-        return {
-            "cache_n": usage.cached_tokens,
-            "prompt_n": usage.prompt_tokens - usage.cached_tokens,
-            "prompt_ms": round(prompt * 1e3, 3),
-            "prompt_per_second": round((usage.prompt_tokens - usage.cached_tokens) / prompt, 3),
-            "predicted_n": usage.completion_tokens,
-            "predicted_ms": round(answer * 1e3, 3),
-            "predicted_per_second": round(drawn / answer, 3) if answer > 0 else 0.0,
-        }
-
 
 def fingerprint(weights: str, model: ServedModel) -> str:
     """Changes with the base's weights, the adapter version and the software."""
