@@ -13,7 +13,7 @@ from server.api.due import missed
 from server.api.quota import Quota
 from server.api.service import Service
 from server.engine.generation import Generation
-from server.errors import EngineError
+from server.errors import InvalidRequestError
 from server.grammar.constraint import GrammarConstraint
 from server.types import (
     Delta,
@@ -140,9 +140,14 @@ class Run:
             self.reasons[event.index] = event.reason.value
             self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
             self.service.metrics.finished(event)
-            if any(constraint.failure for constraint in self.constraints):
+            failed = next((c for c in self.constraints if c.failure is not None), None)
+            if failed is not None:
+                # The caller's to mend: told that it is ours, OpenAI's clients would ask twice more.
                 event = Failed(
-                    EngineError("The answer's grammar became too complex to follow. Simplify it.")
+                    InvalidRequestError(
+                        f"'{failed.param}' became too complex to follow while the answer was written. Simplify it.",
+                        param=failed.param,
+                    )
                 )
         if isinstance(event, Failed):
             self.has_failed = True

@@ -73,7 +73,7 @@ class GrammarCompiler:
                 retry_after=5,
             ) from None
         end_mask = self._end_mask(ends)
-        return lambda: GrammarConstraint(matcher.deep_copy(), end_mask)
+        return lambda: GrammarConstraint(matcher.deep_copy(), end_mask, param)
 
     def _compile(
         self, grammar: str, vocabulary: Vocabulary, ends: frozenset[int], param: str

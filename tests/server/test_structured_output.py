@@ -182,6 +182,22 @@ def test_a_refusal_names_the_function_whose_parameters_are_meant(
     assert message.endswith("so it is refused: function 'bad': Unimplemented keys: [\"not\"]")
 
 
+def test_a_grammar_that_gives_up_is_its_callers_to_simplify(server: Running) -> None:
+    """Told that the fault is ours, OpenAI's clients would have it computed twice more."""
+    wanted = schema_format({"type": "string", "pattern": "(a|b)*" * 5000})
+    whole = server.chat("x", response_format=wanted, max_tokens=20)
+    assert whole.status_code == 400, whole.text
+    assert whole.json()["error"]["param"] == "response_format"
+    *_, last = server.stream("x", response_format=wanted, max_tokens=20)
+    assert last["error"]["param"] == "response_format"
+    format_ = {"type": "json_schema", **wanted["json_schema"]}
+    response = server.http.post(
+        "/v1/responses", json={"model": "base", "input": "x", "text": {"format": format_}}
+    )
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == "text.format"
+
+
 def test_schemas_are_bounded_in_size_and_depth(server: Running) -> None:
     nested: dict[str, Any] = {"type": "integer"}
     for _ in range(100):
