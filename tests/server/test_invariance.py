@@ -1,5 +1,5 @@
 """The promise of the README: an answer is the same bits alone and in a full batch, with and without cached prefixes,
-with and without drafts, after having lost its place, in any cutting of prompts.
+with and without drafts, after having lost its place, in any cutting of prompts, whoever leaves beside it.
 
 The real scheduler on the real native decoder.
 """
@@ -7,7 +7,7 @@ The real scheduler on the real native decoder.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -44,8 +44,8 @@ def runner_with(num_blocks: int) -> NativeRunner:
     return native_runner(model, num_blocks * BLOCK * model.config.cache_bytes_per_token)
 
 
-def make(number: int, chance: random.Random, opening: list[int]) -> Sequence:
-    """A request; those with one opening begin alike, so that they can share what is computed."""
+def make(number: int, chance: random.Random, opening: list[int]) -> list[Sequence]:
+    """The choices of a request; those with one opening begin alike, so that they can share what is computed."""
     shared = opening[: chance.choice([0, 0, 20, 40, 75, 96])]
     own = [chance.randint(3, 250) for _ in range(chance.randint(1, 30))]
     params = SamplingParams(
@@ -62,38 +62,53 @@ def make(number: int, chance: random.Random, opening: list[int]) -> Sequence:
         logprobs=chance.choice([0, 3]),
         prompt_logprobs=chance.choice([None, None, 1]),
     )
-    return Sequence(
-        request_id=str(number),
-        index=0,
-        prompt_ids=tuple(shared + own),
-        params=params,
-        stop_token_ids=(2,),
-        adapter=chance.choice(adapters()),
-        text=TextStream(NoText()),
-    )
+    adapter = chance.choice(adapters())
+    choices: list[Sequence] = []
+    for index in range(chance.choice([1, 1, 2, 3])):
+        choices.append(
+            Sequence(
+                request_id=str(number),
+                index=index,
+                prompt_ids=tuple(shared + own),
+                params=params,
+                stop_token_ids=(2,),
+                adapter=adapter,
+                text=TextStream(NoText()),
+                leader=choices[0] if choices else None,
+            )
+        )
+    return choices
 
 
-Said = dict[str, tuple[list[int], list[TokenLogprob]]]
+# By request and choice.
+Said = dict[tuple[str, int], tuple[list[int], list[TokenLogprob]]]
 
 
 def answers(
-    runner: Runner, sequences: Iterable[tuple[int, Sequence]], limits: Limits
+    runner: Runner,
+    requests: Iterable[tuple[int, list[Sequence]]],
+    limits: Limits,
+    leaving: Mapping[str, int] | None = None,
 ) -> tuple[Said, Scheduler]:
-    """Every request comes at its step; what was said of each, in order."""
+    """Every request comes at its step, and some leave at theirs; what was said of each choice, in order."""
     scheduler = Scheduler(limits, num_blocks=runner.num_blocks, block_size=runner.block_size)
-    waiting = sorted(sequences, key=lambda pair: pair[0])
-    said: Said = {sequence.request_id: ([], []) for _, sequence in waiting}
+    waiting = sorted(requests, key=lambda pair: pair[0])
+    said: Said = {(s.request_id, s.index): ([], []) for _, choices in waiting for s in choices}
     step = 0
     while waiting or scheduler.has_work:
         while waiting and waiting[0][0] <= step:
-            scheduler.add(waiting.pop(0)[1])
+            for sequence in waiting.pop(0)[1]:
+                scheduler.add(sequence)
         step += 1
+        for request_id, last in (leaving or {}).items():
+            if last == step:
+                scheduler.remove(request_id)
         batch = scheduler.next_batch()
         if batch is None:
             continue
         for sequence, told in scheduler.commit(batch, runner.step(batch)):
             assert not isinstance(told, Failed)
-            tokens, logprobs = said[sequence.request_id]
+            tokens, logprobs = said[sequence.request_id, sequence.index]
             logprobs += told.logprobs
             if isinstance(told, Delta | Finished):
                 tokens += told.token_ids
@@ -109,7 +124,7 @@ def test_an_answer_is_the_same_bits_in_any_company(seed: int, num_blocks: int) -
     opening = [chance.randint(3, 250) for _ in range(96)]
     count = chance.randint(2, 9)
 
-    def requests() -> list[Sequence]:
+    def requests() -> list[list[Sequence]]:
         again = random.Random(seed + 1)
         return [make(number, again, opening) for number in range(count)]
 
@@ -120,14 +135,21 @@ def test_an_answer_is_the_same_bits_in_any_company(seed: int, num_blocks: int) -
         prefill_tokens_beside_decoding=chance.choice([1, 17, 64]),
         draft_tokens_per_step=chance.choice([0, 8]),
     )
+    leaving = {str(n): chance.randint(1, 80) for n in range(count) if chance.random() < 0.3}
     together, scheduler = answers(
-        runner, [(chance.choice([0, 0, 5, 30]), sequence) for sequence in requests()], limits
+        runner, [(chance.choice([0, 0, 5, 30]), choices) for choices in requests()], limits, leaving
     )
     alone: Said = {}
-    for sequence in requests():
-        alone |= answers(runner_with(8), [(0, sequence)], Limits(1, 512, 512, 0))[0]
-    assert together == alone
+    for choices in requests():
+        alone |= answers(runner_with(8), [(0, choices)], Limits(1, 512, 512, 0))[0]
+    for choice, said in together.items():
+        if choice[0] not in leaving:
+            assert said == alone[choice]
+        else:  # up to where it left
+            for told, all_of_it in zip(said, alone[choice], strict=True):
+                assert told == all_of_it[: len(told)]
     stats = scheduler.stats
+    event(f"left: {bool(leaving)}")
     event(f"preempted: {stats.preemptions > 0}")
     event(f"prefix found: {stats.prefix_hits > 0}")
     event(f"draft right: {stats.drafts_accepted > 0}")

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -56,6 +57,13 @@ def main() -> int:
     with server(options.model, volume.live, folder / "server.log") as (url, process):
         watch = Watch(url, process.pid, ADMIN_KEY)
         operator = {"authorization": f"Bearer {ADMIN_KEY}"}
+        kernel = kernel_of(watch.numbers())
+        print(f"soak: kernel {kernel}", flush=True)
+        if kernel == "torch":
+            print(
+                "soak: with torch an answer is not the same bits in any company; `make native` compiles the decoder"
+            )
+            return 2
         with httpx.Client(base_url=url, timeout=300, headers=operator) as http:
             begun = time.monotonic()
             references = ask_alone(http, pairs(volume, asks))
@@ -137,6 +145,14 @@ def soak(
         memory=watch.growth(),
         open_files=(files, 0),
     )
+
+
+def kernel_of(numbers: dict[str, float]) -> str:
+    """What the server computes with."""
+    (series,) = (name for name in numbers if name.startswith("lorachat_engine_info"))
+    match = re.search(r'kernel="([^"]*)"', series)
+    assert match is not None, series
+    return match[1]
 
 
 def restore(http: httpx.Client, versions: list[str]) -> None:
