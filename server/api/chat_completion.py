@@ -8,6 +8,7 @@ from typing import Any
 
 from server.api.chat_answer import ChoiceReader
 from server.api.run import Run
+from server.api.timings import timings_of
 from server.api.usage import usage_body
 from server.tools.calls import CallArguments, CallStart, Piece, Text
 from server.types import Delta, Failed, Finished
@@ -85,5 +86,5 @@ async def chat_completion(
             for index, choice in enumerate(choices)
         ],
         "usage": usage_body(run.usage),
-        **({"timings": run.timings()} if timings else {}),
+        **({"timings": timings_of([run])} if timings else {}),
     }

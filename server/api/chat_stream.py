@@ -10,6 +10,7 @@ from server.api.errors import describe
 from server.api.json_text import DONE, compact, quoted, sse
 from server.api.logprobs import dump
 from server.api.run import Run
+from server.api.timings import timings_of
 from server.api.usage import usage_body
 from server.tools.calls import CallArguments, CallStart, Piece, Text
 from server.types import Delta, Event, Failed, Finished, PromptScored
@@ -101,7 +102,7 @@ class ChatStream:
         )
 
     def _extra(self, *, with_timings: bool) -> str:
-        return f',"timings":{compact(self._run.timings())}' if with_timings else ""
+        return f',"timings":{compact(timings_of([self._run]))}' if with_timings else ""
 
 
 def _delta(piece: Piece) -> str:

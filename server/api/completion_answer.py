@@ -11,6 +11,7 @@ from server.api.errors import describe
 from server.api.json_text import DONE, compact, quoted, sse
 from server.api.logprobs import FLOOR, LogprobWriter, shown_logprobs
 from server.api.run import Run, wire_reason
+from server.api.timings import timings_of
 from server.api.usage import usage_body
 from server.types import Delta, Event, Failed, Finished, PromptScored, TokenLogprob
 
@@ -108,12 +109,17 @@ async def completion(
 ) -> dict[str, Any]:
     """The body of an answer that is not streamed. Raises the error of a Failed event."""
     n = started.n
-    choices = await asyncio.gather(
-        *(
-            _fold(run, readers[number * n : (number + 1) * n], number * n)
-            for number, run in enumerate(started.runs)
-        )
-    )
+    folds = [
+        asyncio.ensure_future(_fold(run, readers[number * n : (number + 1) * n], number * n))
+        for number, run in enumerate(started.runs)
+    ]
+    try:
+        choices = await asyncio.gather(*folds)
+    finally:
+        # Where one fails the others are told nothing more, and would wait for ever.
+        for fold in folds:
+            fold.cancel()
+        folds.clear()  # an error would hold its own task through this frame
     run = started.runs[0]
     return {
         "id": run.id,
@@ -123,7 +129,7 @@ async def completion(
         "system_fingerprint": run.fingerprint,
         "choices": [choice for group in choices for choice in group],
         "usage": usage_body(started.usage),
-        **({"timings": run.timings()} if timings else {}),
+        **({"timings": timings_of(started.runs)} if timings else {}),
     }
 
 
@@ -157,12 +163,14 @@ class CompletionStream:
         *,
         include_usage: bool,
         continuous_usage: bool,
+        timings: bool,
     ) -> None:
         run = started.runs[0]
         self._started = started
         self._readers = readers
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
+        self._timings = timings
         self._has_failed = False
         head = compact(
             {
@@ -192,13 +200,18 @@ class CompletionStream:
             usage = f',"usage":{compact(usage_body(self._started.usage))}'
         elif self._include_usage:
             usage = ',"usage":null'
+        is_last = all(run.generation.is_finished for run in self._started.runs)
+        extra = self._extra() if is_last and not self._include_usage else ""
         return (
             f'{self._head}"choices":[{{"index":{event.index},"text":{quoted(text)},"logprobs":{logprobs},'
-            f'"finish_reason":{ended}}}]{usage}}}\n\n'
+            f'"finish_reason":{ended}}}]{usage}{extra}}}\n\n'
         ).encode()
 
     def end(self) -> bytes:
         if self._has_failed or not self._include_usage:
             return DONE
         usage = compact(usage_body(self._started.usage))
-        return f'{self._head}"choices":[],"usage":{usage}}}\n\n'.encode() + DONE
+        return f'{self._head}"choices":[],"usage":{usage}{self._extra()}}}\n\n'.encode() + DONE
+
+    def _extra(self) -> str:
+        return f',"timings":{compact(timings_of(self._started.runs))}' if self._timings else ""

@@ -60,7 +60,10 @@ _TABLE: tuple[tuple[type[ServerError], int, str, str | None], ...] = (
 
 def error_response(error: Exception) -> JSONResponse:
     """The HTTP answer for an exception. An unknown one says nothing of itself to the caller."""
-    status, body = describe(error)
+    return _response(error, *describe(error))
+
+
+def _response(error: Exception, status: int, body: dict[str, Any]) -> JSONResponse:
     headers = {}
     if isinstance(error, OverloadedError):
         headers["Retry-After"] = str(error.retry_after)
@@ -108,12 +111,12 @@ def install(app: FastAPI, rejected: Callable[[str | None, int], None]) -> None:
     """
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
-        response = error_response(error)
-        code = describe(error)[1]["error"]["code"]
-        rejected(code, response.status_code)
+        status, body = describe(error)  # once: it logs what is unexpected
+        code = body["error"]["code"]
+        rejected(code, status)
         # By code and kind only: the sentence for the caller may quote the caller.
         record_of(request).error = code or type(error).__name__
-        return response
+        return _response(error, status, body)
 
     async def framework(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -1,6 +1,7 @@
 """What /metrics says, in Prometheus' form. vLLM's names where it has one, so that its dashboards fit.
 
-Label values are bounded: models that are served, names of API keys, outcomes, and the first names of unknown fields.
+Label values are bounded: HTTP's own methods, models that are served, names of API keys, outcomes, and the first names
+of unknown fields.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from http import HTTPMethod
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -37,6 +39,9 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2,
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 CHOICES = (1, 2, 4, 8, 16, 32, 64, 128)
 MAX_UNKNOWN_NAMES = 64
+# Anyone may make methods up; OpenTelemetry's word for those.
+OTHER_METHOD = "_OTHER"
+_METHODS = frozenset(HTTPMethod)
 
 disable_created_metrics()  # one series more per series, of no use to anyone who has a start time
 
@@ -222,6 +227,8 @@ class Metrics:
         self._rejected.labels(code or "invalid_request", str(status)).inc()
 
     def responded(self, method: str, handler: str, status: int) -> None:
+        if method not in _METHODS:
+            method = OTHER_METHOD
         self._http.labels(method, handler, str(status)).inc()
 
     def unknown_fields(self, names: Iterable[str]) -> None:

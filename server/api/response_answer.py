@@ -11,6 +11,7 @@ from server.api.errors import describe
 from server.api.json_text import sse
 from server.api.run import Run
 from server.api.schemas.responses import ResponseRequest
+from server.api.timings import timings_of
 from server.tools.calls import CallArguments, CallStart, Piece, Text
 from server.types import Delta, Event, Failed, Finished, Usage
 
@@ -98,7 +99,7 @@ class ResponseBuilder:
             "truncation": "disabled",
             "usage": _usage(run.usage) if is_done else None,
             "user": request.user,
-            **({"timings": run.timings()} if request.timings and is_done else {}),
+            **({"timings": timings_of([run])} if request.timings and is_done else {}),
         }
 
     def _add(self, piece: Piece) -> Iterator[Told]:

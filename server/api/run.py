@@ -13,7 +13,7 @@ from server.api.due import missed
 from server.api.quota import Quota
 from server.api.service import Service
 from server.engine.generation import Generation
-from server.errors import EngineError
+from server.errors import InvalidRequestError
 from server.grammar.constraint import GrammarConstraint
 from server.types import (
     Delta,
@@ -140,9 +140,14 @@ class Run:
             self.reasons[event.index] = event.reason.value
             self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
             self.service.metrics.finished(event)
-            if any(constraint.failure for constraint in self.constraints):
+            failed = next((c for c in self.constraints if c.failure is not None), None)
+            if failed is not None:
+                # The caller's to mend: told that it is ours, OpenAI's clients would ask twice more.
                 event = Failed(
-                    EngineError("The answer's grammar became too complex to follow. Simplify it.")
+                    InvalidRequestError(
+                        f"'{failed.param}' became too complex to follow while the answer was written. Simplify it.",
+                        param=failed.param,
+                    )
                 )
         if isinstance(event, Failed):
             self.has_failed = True
@@ -173,23 +178,6 @@ class Run:
         if self.lease is not None:
             self.lease.release()
         self.service.metrics.ended(self)
-
-    def timings(self) -> dict[str, float | int]:
-        """Durations in llama-server's words: milliseconds, and tokens per second."""
-        clock, usage = self.clock, self.usage
-        first = clock.first_token or time.perf_counter()
-        prompt = max(first - clock.submitted, 1e-9)
-        answer = max((clock.last_token or first) - first, 0.0)
-        drawn = max(usage.completion_tokens - self.request.n, 0)  # after the first of each choice
-        return {
-            "cache_n": usage.cached_tokens,
-            "prompt_n": usage.prompt_tokens - usage.cached_tokens,
-            "prompt_ms": round(prompt * 1e3, 3),
-            "prompt_per_second": round((usage.prompt_tokens - usage.cached_tokens) / prompt, 3),
-            "predicted_n": usage.completion_tokens,
-            "predicted_ms": round(answer * 1e3, 3),
-            "predicted_per_second": round(drawn / answer, 3) if answer > 0 else 0.0,
-        }
 
 
 def fingerprint(weights: str, model: ServedModel) -> str:

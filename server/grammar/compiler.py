@@ -16,6 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from server.errors import InvalidRequestError, OverloadedError
 from server.grammar.constraint import GrammarConstraint
+from server.grammar.refusal import reason_of
 
 COMPILE_SECONDS = 5.0
 MAX_KEPT = 256
@@ -72,7 +73,7 @@ class GrammarCompiler:
                 retry_after=5,
             ) from None
         end_mask = self._end_mask(ends)
-        return lambda: GrammarConstraint(matcher.deep_copy(), end_mask)
+        return lambda: GrammarConstraint(matcher.deep_copy(), end_mask, param)
 
     def _compile(
         self, grammar: str, vocabulary: Vocabulary, ends: frozenset[int], param: str
@@ -94,7 +95,7 @@ class GrammarCompiler:
             for tried in (matcher, first):
                 if tried.is_error():
                     raise InvalidRequestError(
-                        f"'{param}' cannot be followed to the letter, so it is refused: {tried.get_error()}",
+                        f"'{param}' cannot be followed to the letter, so it is refused: {reason_of(tried.get_error())}",
                         param=param,
                     )
             self._matchers[key] = matcher

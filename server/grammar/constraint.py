@@ -10,16 +10,18 @@ log = logging.getLogger("lorachat.grammar")
 
 
 class GrammarConstraint:
-    """failure: why the grammar gave up on this answer; None while it has not.
+    """param: the field of the request that the grammar comes from. failure: why the grammar gave up on this answer;
+    None while it has not.
 
     End tokens are allowed only where the grammar is complete. A grammar that gives up (its limits per step are
     passed) lets the answer end, and says so: an exception in a step would take neighbours with it.
     """
 
-    def __init__(self, matcher: LLMatcher, end_mask: bytes) -> None:
+    def __init__(self, matcher: LLMatcher, end_mask: bytes, param: str) -> None:
         self._matcher = matcher
         self._end_mask = end_mask
         self._mask: bytes | None = None
+        self.param = param
         self.failure: str | None = None
 
     def allowed(self) -> memoryview:

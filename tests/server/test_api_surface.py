@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from server.model.tokenizer import ChatTokenizer
 from server.version import VERSION
 from tests.conftest import ROOT
 from tests.server.api_fakes import FakeEngine
@@ -334,6 +336,19 @@ def test_timings_and_usage_come_when_asked_for(server: Running) -> None:
     assert "timings" not in server.chat("abc").json()
 
 
+@pytest.mark.parametrize("with_usage", [True, False])
+def test_timings_come_in_the_last_chunk_of_a_streamed_completion(
+    server: Running, with_usage: bool
+) -> None:
+    fields: dict[str, Any] = {"model": "base", "prompt": ["abc", "abcd"], "stream": True}
+    if with_usage:
+        fields["stream_options"] = {"include_usage": True}
+    *others, last = chunks_of(server.http.post("/v1/completions", json=fields | {"timings": True}))
+    assert last["timings"]["predicted_n"] == 9  # of both prompts, and their end tokens
+    assert not any("timings" in chunk for chunk in others)
+    assert "timings" not in chunks_of(server.http.post("/v1/completions", json=fields))[-1]
+
+
 def test_sampling_fields_reach_the_engine_as_they_came(server: Running) -> None:
     server.chat("x", temperature=0.5, top_p=0.9, top_k=-1, min_p=0.1, presence_penalty=1, frequency_penalty=-1,
                 repetition_penalty=1.1, logit_bias={"5": -100}, seed=-3, stop=["a"], stop_token_ids=[9],
@@ -345,3 +360,35 @@ def test_sampling_fields_reach_the_engine_as_they_came(server: Running) -> None:
     assert (params.seed, params.stop, params.stop_token_ids) == (-3, ("a",), (9,))
     assert (params.include_stop, params.ignore_eos) == (True, True)
     assert (params.min_tokens, params.max_tokens, params.logprobs) == (2, 7, None)
+
+
+def test_what_nobody_expected_is_logged_once_and_says_nothing_of_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the insides")
+
+    with running() as server:  # its own: such an answer ends the connection
+        monkeypatch.setattr(server.engine, "submit", broken)
+        response = server.chat("abc")
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "insides" not in response.text
+    assert [r.message for r in caplog.records if r.name == "lorachat.api"] == ["unexpected error"]
+
+
+def test_the_words_of_tokens_are_not_made_on_the_event_loop(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few MiB of text are millions of tokens: nobody else's stream waits for them."""
+    threads = set()
+    real = ChatTokenizer.token_bytes
+
+    def noted(self: ChatTokenizer, token_id: int) -> bytes:
+        threads.add(threading.current_thread().name)
+        return real(self, token_id)
+
+    monkeypatch.setattr(ChatTokenizer, "token_bytes", noted)
+    fields = {"model": "base", "prompt": "abc", "return_token_strs": True}
+    assert server.http.post("/tokenize", json=fields).json()["token_strs"] == ["a", "b", "c"]
+    assert {name.split("_")[0] for name in threads} == {"asyncio"}

@@ -183,3 +183,28 @@ def test_a_write_that_fails(at: str) -> None:
             assert len(runner.batches) - steps <= 2
 
         asyncio.run(broken())
+
+
+def test_a_prompt_that_fails_leaves_nothing_waiting_for_the_others() -> None:
+    with serving(max_running=1) as (app, engine, runner):
+
+        def fail_once(_: object) -> None:
+            if not runner.batches[1:]:
+                raise RuntimeError("a broken step")
+            time.sleep(0.005)
+
+        runner.before_step = fail_once
+
+        async def failing() -> None:
+            statuses = []
+
+            async def send(message: dict[str, Any]) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+
+            await request(app, asyncio.Event(), send, path="/v1/completions", prompt=["x", "y"])
+            assert statuses == [500]
+            await until(lambda: engine.stats.running + engine.stats.waiting == 0)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+        asyncio.run(failing())

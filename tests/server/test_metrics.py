@@ -73,6 +73,16 @@ def test_vllms_metrics_are_there_with_its_names_types_and_labels() -> None:
             assert sample.labels["engine"] == "0"
 
 
+def test_made_up_methods_make_no_series_of_their_own() -> None:
+    with running(api_keys=["one"]) as server:
+        for number in range(20):
+            for path in ("/health", "/v1/models", "/nowhere"):  # open, refused for want of a key
+                server.http.request(f"FOO{number}", path)
+        text = server.http.get("/metrics", headers={"authorization": "Bearer one"}).text
+        methods = set(re.findall(r'http_requests_total{.*method="(.*?)"', text))
+    assert methods == {"_OTHER"}
+
+
 def test_phases_of_a_request_add_up() -> None:
     engine = FakeEngine(step_seconds=0.005, cached_tokens=1)
     with running(engine) as server:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from server.grammar.json_schema import checked_schema
 from server.grammar.lark import json_grammar
-from tests.server.api_fakes import END, FakeEngine
+from tests.server.api_fakes import END, LAST, FakeEngine
 from tests.server.api_live import Running, running
 from tests.server.json_schemas import SCHEMAS, satisfies, schemas
 
@@ -145,6 +145,57 @@ def test_a_schema_that_cannot_be_followed_is_refused_in_words(
     response = server.chat("x", response_format=schema_format(schema))
     assert response.status_code == 400, response.text
     assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"not": {}}, 'Unimplemented keys: ["not"]'),
+        ({"enum": []}, "Unsatisfiable schema: anyOf is empty"),
+        ({"$ref": "#"}, "no text satisfies it"),
+    ],
+)
+def test_a_refusal_speaks_of_the_schema_and_not_of_our_grammar(
+    server: Running, schema: dict[str, Any], reason: str
+) -> None:
+    response = server.chat("x", response_format=schema_format({"title": "x" * 2000, **schema}))
+    message = response.json()["error"]["message"]
+    assert message.endswith(f"so it is refused: {reason}")
+
+
+@pytest.mark.parametrize("template", [LAST, LLAMA])
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_refusal_names_the_function_whose_parameters_are_meant(
+    template: str, choice: str
+) -> None:
+    bad = {"type": "object", "properties": {"a": {"not": {}}}, "required": ["a"]}
+    functions = [
+        {"name": "clock", "strict": True},
+        {"name": "bad", "parameters": bad, "strict": True},
+        {"name": "last", "strict": True},
+    ]
+    tools = [{"type": "function", "function": function} for function in functions]
+    with running(template=template) as server:
+        response = server.chat("x", tools=tools, tool_choice=choice)
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message.endswith("so it is refused: function 'bad': Unimplemented keys: [\"not\"]")
+
+
+def test_a_grammar_that_gives_up_is_its_callers_to_simplify(server: Running) -> None:
+    """Told that the fault is ours, OpenAI's clients would have it computed twice more."""
+    wanted = schema_format({"type": "string", "pattern": "(a|b)*" * 5000})
+    whole = server.chat("x", response_format=wanted, max_tokens=20)
+    assert whole.status_code == 400, whole.text
+    assert whole.json()["error"]["param"] == "response_format"
+    *_, last = server.stream("x", response_format=wanted, max_tokens=20)
+    assert last["error"]["param"] == "response_format"
+    format_ = {"type": "json_schema", **wanted["json_schema"]}
+    response = server.http.post(
+        "/v1/responses", json={"model": "base", "input": "x", "text": {"format": format_}}
+    )
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == "text.format"
 
 
 def test_schemas_are_bounded_in_size_and_depth(server: Running) -> None:

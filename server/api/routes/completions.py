@@ -32,6 +32,7 @@ def completions_router(service: Service) -> APIRouter:
             readers,
             include_usage=options is not None and bool(options.include_usage),
             continuous_usage=options is not None and bool(options.continuous_usage_stats),
+            timings=bool(asked.timings),
         )
         return streamed(request, service, started, formatter)
 

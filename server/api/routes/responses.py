@@ -25,11 +25,11 @@ def responses_router(service: Service) -> APIRouter:
         asked = await read_body(request, service, ResponseRequest, NOT_HONOURED)
         try:
             started = await start_chat(service, to_chat(asked), caller_of(request), "resp_")
+            builder = ResponseBuilder(started.run, started.readers[0], asked)
+            if asked.stream:
+                return streamed(request, service, started.run, ResponseStream(builder))
+            return await whole(request, started.run, response(started.run, builder))
         except InvalidRequestError as error:
             raise renamed(error) from None
-        builder = ResponseBuilder(started.run, started.readers[0], asked)
-        if asked.stream:
-            return streamed(request, service, started.run, ResponseStream(builder))
-        return await whole(request, started.run, response(started.run, builder))
 
     return router

@@ -21,7 +21,7 @@ from server.api.schemas.tokens import (
 )
 from server.api.service import Service
 from server.errors import InvalidRequestError
-from server.types import ChatOptions, Message
+from server.types import ChatOptions, Message, Tokenizer
 
 
 def tokens_router(service: Service) -> APIRouter:
@@ -44,7 +44,7 @@ def tokens_router(service: Service) -> APIRouter:
             ids = await asyncio.to_thread(model.tokenizer.encode_chat, messages, options)
         strings = None
         if asked.return_token_strs:
-            strings = [model.tokenizer.token_bytes(i).decode(errors="replace") for i in ids]
+            strings = await asyncio.to_thread(_strings, model.tokenizer, ids)
         return Tokens(
             count=len(ids),
             max_model_len=service.catalogue.max_context,
@@ -88,6 +88,10 @@ def tokens_router(service: Service) -> APIRouter:
         )
 
     return router
+
+
+def _strings(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [tokenizer.token_bytes(token_id).decode(errors="replace") for token_id in ids]
 
 
 def _conversation(
