@@ -40,22 +40,32 @@ class Vocabulary(Protocol):
     def to_json(self) -> str: ...
 
 
+# Scope, vocabulary, tokens that may end an answer, grammar.
+_Key = tuple[str, str, frozenset[int], str]
+
+
 class GrammarCompiler:
     """vocab_size: rows of the model's embedding. compile() belongs to one event loop."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._tokenizers: OrderedDict[tuple[str, frozenset[int]], LLTokenizer] = OrderedDict()
-        self._matchers: OrderedDict[tuple[str, frozenset[int], str], LLMatcher] = OrderedDict()
+        self._matchers: OrderedDict[_Key, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._slots = asyncio.Semaphore(1)  # the model needs the other cores
 
     async def compile(
-        self, grammar: str, vocabulary: Vocabulary, end_ids: Collection[int], param: str
+        self,
+        grammar: str,
+        vocabulary: Vocabulary,
+        end_ids: Collection[int],
+        param: str,
+        scope: str = "",
     ) -> Callable[[], GrammarConstraint]:
         """What makes the constraint of one choice.
 
         grammar: Lark in llguidance's dialect. end_ids: allowed where the grammar is complete, and only there.
+        scope: what is kept is found again only in the same one, lest the time tell what others have sent.
         Raises InvalidRequestError (param) for a grammar that is wrong or too large, OverloadedError if others'
         grammars keep the compiler busy.
         """
@@ -64,7 +74,7 @@ class GrammarCompiler:
             async with asyncio.timeout(COMPILE_SECONDS):
                 async with self._slots:
                     matcher = await asyncio.to_thread(
-                        self._compile, grammar, vocabulary, ends, param
+                        self._compile, (scope, vocabulary.key, ends, grammar), vocabulary, param
                     )
         except TimeoutError:
             raise OverloadedError(
@@ -75,11 +85,9 @@ class GrammarCompiler:
         end_mask = self._end_mask(ends)
         return lambda: GrammarConstraint(matcher.deep_copy(), end_mask, param)
 
-    def _compile(
-        self, grammar: str, vocabulary: Vocabulary, ends: frozenset[int], param: str
-    ) -> LLMatcher:
+    def _compile(self, key: _Key, vocabulary: Vocabulary, param: str) -> LLMatcher:
+        _, _, ends, grammar = key
         with self._lock:
-            key = (vocabulary.key, ends, grammar)
             if key in self._matchers:
                 self._matchers.move_to_end(key)
                 return self._matchers[key]
