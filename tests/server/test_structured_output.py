@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from server.errors import OverloadedError
+from server.grammar import compiler as compiler_module
 from server.grammar.json_schema import checked_schema
 from server.grammar.lark import json_grammar
-from tests.server.api_fakes import END, LAST, FakeEngine
+from tests.server.api_fakes import END, LAST, VOCAB_SIZE, FakeEngine, FakeModel
 from tests.server.api_live import Running, running
 from tests.server.json_schemas import SCHEMAS, satisfies, schemas
 
@@ -114,6 +119,36 @@ def test_the_end_is_allowed_exactly_where_the_grammar_is_complete() -> None:
         assert constraint.is_complete is is_complete
     other = make()
     assert not other.is_complete, "choices share a grammar, not its state"
+
+
+def test_a_grammar_without_end_holds_up_new_grammars_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llguidance never comes back from some schemas (an allOf of thirty patterns), and no thread can be stopped."""
+    tokenizer = FakeModel().tokenizer
+    stuck = threading.Event()
+
+    async def run() -> None:
+        compiler = compiler_module.GrammarCompiler(VOCAB_SIZE)
+        await compiler.compile("start: /a/", tokenizer, [END], "x")
+        monkeypatch.setattr(compiler_module, "COMPILE_SECONDS", 0.02)
+        real = compiler_module.LLMatcher.grammar_from_lark
+
+        def blocking(grammar: str) -> str:
+            stuck.wait()
+            return real(grammar)
+
+        matcher = SimpleNamespace(grammar_from_lark=blocking)
+        monkeypatch.setattr(compiler_module, "LLMatcher", matcher)
+        try:
+            for number in range(40):  # more than there are threads for everything else
+                with pytest.raises(OverloadedError):
+                    await compiler.compile(f"start: /b{number}/", tokenizer, [END], "x")
+            await asyncio.wait_for(asyncio.to_thread(lambda: None), 20)
+            assert (await compiler.compile("start: /a/", tokenizer, [END], "x"))()
+        finally:
+            monkeypatch.undo()
+            stuck.set()
+
+    asyncio.run(run())
 
 
 def test_a_json_object_is_one(server: Running) -> None:
