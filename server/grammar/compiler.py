@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -17,6 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from server.errors import InvalidRequestError, OverloadedError
 from server.grammar.constraint import GrammarConstraint
 from server.grammar.refusal import reason_of
+from server.grammar.worker import Worker
 
 COMPILE_SECONDS = 5.0
 MAX_KEPT = 256
@@ -51,7 +51,7 @@ class GrammarCompiler:
         self._matchers: OrderedDict[_Key, LLMatcher] = OrderedDict()
         # One, because the model needs the other cores; its own, because there are schemas that the library never
         # comes back from: they may hold up new grammars, and not the prompts that others' threads tokenise.
-        self._thread = ThreadPoolExecutor(1, "grammar")
+        self._worker = Worker("grammar")
 
     async def compile(
         self, grammar: str, vocabulary: Vocabulary, end_ids: Collection[int], param: str
@@ -69,8 +69,8 @@ class GrammarCompiler:
         if matcher is None:
             try:
                 async with asyncio.timeout(COMPILE_SECONDS):
-                    matcher = await asyncio.get_running_loop().run_in_executor(
-                        self._thread, self._compile, key, vocabulary, param
+                    matcher = await asyncio.wrap_future(
+                        self._worker.submit(lambda: self._compile(key, vocabulary, param))
                     )
             except TimeoutError:
                 raise OverloadedError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from server.errors import OverloadedError
 from server.grammar import compiler as compiler_module
 from server.grammar.json_schema import checked_schema
 from server.grammar.lark import json_grammar
+from tests.conftest import ROOT
 from tests.server.api_fakes import END, LAST, VOCAB_SIZE, FakeEngine, FakeModel
 from tests.server.api_live import Running, running
 from tests.server.json_schemas import SCHEMAS, satisfies, schemas
@@ -149,6 +152,14 @@ def test_a_grammar_without_end_holds_up_new_grammars_only(monkeypatch: pytest.Mo
             stuck.set()
 
     asyncio.run(run())
+
+
+def test_work_without_end_does_not_keep_the_process_from_ending() -> None:
+    program = (
+        "import threading; from server.grammar.worker import Worker; begun = threading.Event()\n"
+        "Worker('x').submit(lambda: (begun.set(), threading.Event().wait())); begun.wait()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)
 
 
 def test_a_json_object_is_one(server: Running) -> None:
