@@ -7,7 +7,6 @@ grammar is paid in the steps that need it, and bounded there as well.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Protocol
@@ -17,6 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from server.errors import InvalidRequestError, OverloadedError
 from server.grammar.constraint import GrammarConstraint
 from server.grammar.refusal import reason_of
+from server.grammar.worker import Worker
 
 COMPILE_SECONDS = 5.0
 MAX_KEPT = 256
@@ -30,6 +30,8 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 
+_Key = tuple[str, str, frozenset[int], str]  # scope, vocabulary, end tokens, grammar
+
 
 class Vocabulary(Protocol):
     """What the compiler needs of a tokenizer."""
@@ -40,10 +42,6 @@ class Vocabulary(Protocol):
     def to_json(self) -> str: ...
 
 
-# Scope, vocabulary, tokens that may end an answer, grammar.
-_Key = tuple[str, str, frozenset[int], str]
-
-
 class GrammarCompiler:
     """vocab_size: rows of the model's embedding. compile() belongs to one event loop."""
 
@@ -51,8 +49,9 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._tokenizers: OrderedDict[tuple[str, frozenset[int]], LLTokenizer] = OrderedDict()
         self._matchers: OrderedDict[_Key, LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()
-        self._slots = asyncio.Semaphore(1)  # the model needs the other cores
+        # One, because the model needs the other cores; its own, because there are schemas that the library never
+        # comes back from: they may hold up new grammars, and not the prompts that others' threads tokenise.
+        self._worker = Worker("grammar")
 
     async def compile(
         self,
@@ -66,50 +65,55 @@ class GrammarCompiler:
 
         grammar: Lark in llguidance's dialect. end_ids: allowed where the grammar is complete, and only there.
         scope: what is kept is found again only in the same one, lest the time tell what others have sent.
-        Raises InvalidRequestError (param) for a grammar that is wrong or too large, OverloadedError if others'
-        grammars keep the compiler busy.
+        Raises InvalidRequestError (param) for a grammar that is wrong or too large, OverloadedError if it, or
+        others' grammars, keep the compiler busy.
         """
         ends = frozenset(end_ids)
-        try:
-            async with asyncio.timeout(COMPILE_SECONDS):
-                async with self._slots:
-                    matcher = await asyncio.to_thread(
-                        self._compile, (scope, vocabulary.key, ends, grammar), vocabulary, param
+        # The first time it is made from the whole vocabulary.
+        key = (scope, await asyncio.to_thread(lambda: vocabulary.key), ends, grammar)
+        matcher = self._matchers.get(key)
+        if matcher is None:
+            try:
+                async with asyncio.timeout(COMPILE_SECONDS):
+                    matcher = await asyncio.wrap_future(
+                        self._worker.submit(lambda: self._compile(key, vocabulary, param))
                     )
-        except TimeoutError:
-            raise OverloadedError(
-                f"'{param}' could not be compiled within {COMPILE_SECONDS:g} seconds. Try again, or send a"
-                " simpler schema.",
-                retry_after=5,
-            ) from None
-        end_mask = self._end_mask(ends)
-        return lambda: GrammarConstraint(matcher.deep_copy(), end_mask, param)
-
-    def _compile(self, key: _Key, vocabulary: Vocabulary, param: str) -> LLMatcher:
-        _, _, ends, grammar = key
-        with self._lock:
-            if key in self._matchers:
-                self._matchers.move_to_end(key)
-                return self._matchers[key]
-            matcher = LLMatcher(
-                self._tokenizer(vocabulary, ends),
-                LLMatcher.grammar_from_lark(grammar),
-                log_level=0,
-                limits=LIMITS,
-            )
-            first = matcher.deep_copy()
-            if not matcher.is_error():
-                first.compute_bitmask()  # finds what the constructor left for later
-            for tried in (matcher, first):
-                if tried.is_error():
-                    raise InvalidRequestError(
-                        f"'{param}' cannot be followed to the letter, so it is refused: {reason_of(tried.get_error())}",
-                        param=param,
-                    )
+            except TimeoutError:
+                raise OverloadedError(
+                    f"'{param}' could not be compiled within {COMPILE_SECONDS:g} seconds. Try again, or send a"
+                    " simpler schema.",
+                    retry_after=5,
+                ) from None
             self._matchers[key] = matcher
             if len(self._matchers) > MAX_KEPT:
                 self._matchers.popitem(last=False)
-            return matcher
+        self._matchers.move_to_end(key)
+        made = matcher
+        end_mask = self._end_mask(ends)
+        return lambda: GrammarConstraint(made.deep_copy(), end_mask, param)
+
+    def _compile(self, key: _Key, vocabulary: Vocabulary, param: str) -> LLMatcher:
+        """In the compiler's thread."""
+        known = self._matchers.get(key)  # compiled for another while this one waited
+        if known is not None:
+            return known
+        _, _, ends, grammar = key
+        matcher = LLMatcher(
+            self._tokenizer(vocabulary, ends),
+            LLMatcher.grammar_from_lark(grammar),
+            log_level=0,
+            limits=LIMITS,
+        )
+        first = matcher.deep_copy()
+        if not matcher.is_error():
+            first.compute_bitmask()  # finds what the constructor left for later
+        for tried in (matcher, first):
+            if tried.is_error():
+                raise InvalidRequestError(
+                    f"'{param}' cannot be followed to the letter, so it is refused: {reason_of(tried.get_error())}",
+                    param=param,
+                )
+        return matcher
 
     def _tokenizer(self, vocabulary: Vocabulary, ends: frozenset[int]) -> LLTokenizer:
         key = (vocabulary.key, ends)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from server.errors import OverloadedError
+from server.grammar import compiler as compiler_module
 from server.grammar.json_schema import checked_schema
 from server.grammar.lark import json_grammar
-from tests.server.api_fakes import END, LAST, FakeEngine
+from tests.conftest import ROOT
+from tests.server.api_fakes import END, LAST, VOCAB_SIZE, FakeEngine, FakeModel
 from tests.server.api_live import Running, body, running
 from tests.server.json_schemas import SCHEMAS, satisfies, schemas
 
@@ -151,6 +159,44 @@ def test_compiled_schemas_are_shared_within_a_key_and_a_salt_only(
             )
             assert answer.status_code == 200, answer.text
             assert len(compiled) == count, (key, salt)
+
+
+def test_a_grammar_without_end_holds_up_new_grammars_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llguidance never comes back from some schemas (an allOf of thirty patterns), and no thread can be stopped."""
+    tokenizer = FakeModel().tokenizer
+    stuck = threading.Event()
+
+    async def run() -> None:
+        compiler = compiler_module.GrammarCompiler(VOCAB_SIZE)
+        await compiler.compile("start: /a/", tokenizer, [END], "x")
+        monkeypatch.setattr(compiler_module, "COMPILE_SECONDS", 0.02)
+        real = compiler_module.LLMatcher.grammar_from_lark
+
+        def blocking(grammar: str) -> str:
+            stuck.wait()
+            return real(grammar)
+
+        matcher = SimpleNamespace(grammar_from_lark=blocking)
+        monkeypatch.setattr(compiler_module, "LLMatcher", matcher)
+        try:
+            for number in range(40):  # more than there are threads for everything else
+                with pytest.raises(OverloadedError):
+                    await compiler.compile(f"start: /b{number}/", tokenizer, [END], "x")
+            await asyncio.wait_for(asyncio.to_thread(lambda: None), 20)
+            assert (await compiler.compile("start: /a/", tokenizer, [END], "x"))()
+        finally:
+            monkeypatch.undo()
+            stuck.set()
+
+    asyncio.run(run())
+
+
+def test_work_without_end_does_not_keep_the_process_from_ending() -> None:
+    program = (
+        "import threading; from server.grammar.worker import Worker; begun = threading.Event()\n"
+        "Worker('x').submit(lambda: (begun.set(), threading.Event().wait())); begun.wait()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)
 
 
 def test_a_json_object_is_one(server: Running) -> None:
