@@ -4,15 +4,15 @@
     python -m trainer plan    --recipe RECIPE [--set KEY=VALUE ...] [--html FILE]
     python -m trainer prepare --recipe RECIPE [--set KEY=VALUE ...]
     python -m trainer train   --recipe RECIPE [--set KEY=VALUE ...] --output DIR [--adapters DIR] [--name NAME]
-    python -m trainer evaluate --adapter ADAPTER [--base BASE] [--server URL] [--ifeval [FILE]]
+    python -m trainer evaluate --adapter ADAPTER [--against base|ADAPTER] [--base BASE] [--server URL] [--ifeval [FILE]]
     python -m trainer export  ADAPTER [--merged DIR] [--gguf FILE] [--lora-gguf FILE]
     python -m trainer rollback NAME [VERSION] [--adapters DIR]
     python -m trainer make-shape --like llama-3.2-3b DIR
 
 Exit codes: 0 done, now or by an earlier start; 3 the recipe, the data or this machine is not right (trying again will
 not help); 75 memory did not suffice (trying again with --auto-batch will) or a disk is full (it will once there is
-room), and evaluate's server is away or busy; 143 ended by SIGTERM with a checkpoint saved
-and 130 by Ctrl-C (the same command goes on); 1 other.
+room), or evaluate's server is away or busy; 143 ended by SIGTERM with a checkpoint saved, and 130 by Ctrl-C (the same
+`train` goes on from the last checkpoint); 1 other.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trainer: {error}", file=sys.stderr)
         return DiskFull.exit_code if is_full_disk(error) else 1
     except KeyboardInterrupt:
-        print(
-            "trainer: stopped; the same command goes on from the last checkpoint", file=sys.stderr
-        )
+        goes_on = "; the same command goes on from the last checkpoint"
+        print(f"trainer: stopped{goes_on * (options.command == 'train')}", file=sys.stderr)
         return 130
 
 
@@ -85,6 +84,7 @@ def _recipes() -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from trainer.adapters import find_adapter
+    from trainer.against import BASE, find_against
     from trainer.environment import hush_libraries, prepare_environment
     from trainer.errors import ConfigError
     from trainer.evaluate import evaluate, recipe_of, write_scores
@@ -93,6 +93,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from trainer.scores import Score
 
     adapter = find_adapter(options.adapter, options.adapters)
+    against = find_against(
+        options.against, adapter, options.base or adapter.base_id, options.adapters
+    )
+    reference = against.served_name if against else BASE
     checkers = None
     if options.ifeval is not None:
         from trainer.ifeval import checkable_instructions, find_checkers, read_prompts
@@ -117,6 +121,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 adapter,
                 recipe,
                 reporter,
+                against=against,
                 rows=options.rows,
                 answers=options.answers,
                 max_new_tokens=options.max_new_tokens,
@@ -126,6 +131,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             scores += checkable_instructions(
                 options.server,
                 adapter.served_name,
+                reference,
                 prompts,
                 options.max_new_tokens,
                 checkers,
@@ -133,12 +139,12 @@ def _evaluate(options: argparse.Namespace) -> int:
             )
     for score in scores:
         print(
-            f"{score.name}: base {score.base:.3f}, tuned {score.tuned:.3f}; difference "
+            f"{score.name}: {reference} {score.base:.3f}, tuned {score.tuned:.3f}; difference "
             f"{score.tuned - score.base:+.3f} (95 % between {score.low:+.3f} and {score.high:+.3f}, "
             f"{score.rows} rows): {score.verdict}"
         )
     if options.json is not None:
-        write_scores(options.json, adapter, scores)
+        write_scores(options.json, adapter, against, scores)
     return 0
 
 

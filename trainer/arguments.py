@@ -78,13 +78,21 @@ def parser() -> argparse.ArgumentParser:
         "step stay the same",
     )
     evaluate = commands.add_parser(
-        "evaluate", help="base against adapter on the rows it never saw, with confidence intervals"
+        "evaluate",
+        help="an adapter against its base or another adapter on rows it never saw, with confidence intervals",
     )
     evaluate.add_argument(
         "--adapter",
         required=True,
         metavar="ADAPTER",
         help="a published version's folder, or NAME or NAME@VERSION on the volume",
+    )
+    evaluate.add_argument(
+        "--against",
+        default="base",
+        metavar="base|ADAPTER",
+        help="what it is compared with: base (default), or another adapter for the same base with the same template: "
+        "a folder, or NAME or NAME@VERSION on the volume. With --server it is asked for by its name there",
     )
     evaluate.add_argument(
         "--base", metavar="BASE", help="folder or hub id of the float base (default: the adapter's)"
@@ -103,7 +111,10 @@ def parser() -> argparse.ArgumentParser:
         help="held-out rows at most (default: 100; 0: none, nor answers to them)",
     )
     evaluate.add_argument(
-        "--answers", type=count, default=20, help="of these answered (default: 20; 0: none)"
+        "--answers",
+        type=count,
+        default=20,
+        help="of these answered (default: 20; fewer are too few for a verdict; 0: none)",
     )
     evaluate.add_argument(
         "--max-new-tokens", type=int, default=128, help="longest answer (default: 128)"

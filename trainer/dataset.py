@@ -278,9 +278,11 @@ def _advice(counts: Sequence[SourceCounts], config: DataConfig) -> tuple[str, ..
             warnings.append(f"Source {count.name} has no held-out rows.")
         lost = count.chosen - count.kept - count.duplicates
         if lost > count.chosen / 10:
-            dropped = count.too_long - count.truncated
+            dropped = f"{count.too_long - count.truncated} too long"
+            if config.long_rows == "truncate":
+                dropped += " even when cut after their first answer"
             warnings.append(
-                f"Source {count.name}: {lost} of {count.chosen} rows could not be used ({dropped} too long, "
+                f"Source {count.name}: {lost} of {count.chosen} rows could not be used ({dropped}, "
                 f"{count.rejected} malformed, {count.no_trained_token} without an answer)."
             )
     return tuple(warnings)

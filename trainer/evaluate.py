@@ -1,4 +1,4 @@
-"""Is an adapter better than its base? On rows it never saw, on the float32 base it is served on.
+"""Is an adapter better than its base, or than another adapter? On rows it never saw, on the float32 base.
 
 The rows are those that the adapter's own recipe held out. Answers come from this process, or from a running server.
 """
@@ -6,28 +6,20 @@ The rows are those that the adapter's own recipe held out. Answers come from thi
 from __future__ import annotations
 
 import json
-import os
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.adapters import FoundAdapter
+from trainer.against import BASE, OTHER, reference, was_held_out
 from trainer.config import Recipe
 from trainer.conversation import Message
 from trainer.dataset import Row
-from trainer.errors import ConfigError, RetryableError
+from trainer.errors import ConfigError
 from trainer.progress import Reporter
 from trainer.scores import Score, compare, repetition
+from trainer.served import Answerer, served
 from trainer.split import spread
-
-SERVER_SECONDS = 600.0  # for one answer: a 3B model on a small CPU is slow
-
-BUSY = frozenset({429, 500, 502, 503, 504})  # statuses of a server that may answer the next time
-
-# (messages, whether the adapter is on) -> (answer, whether it ended by itself)
-Answerer = Callable[[Sequence[Message], bool], tuple[str, bool]]
 
 
 def recipe_of(adapter: FoundAdapter, base: str, overrides: dict[str, Any]) -> Recipe:
@@ -52,6 +44,7 @@ def evaluate(
     recipe: Recipe,
     reporter: Reporter,
     *,
+    against: FoundAdapter | None,
     rows: int,
     answers: int,
     max_new_tokens: int,
@@ -59,7 +52,8 @@ def evaluate(
 ) -> tuple[Score, ...]:
     """Loss by source and of all; stop rate and repetition of answers. rows, answers: at most so many.
 
-    server: where answers are asked for, as the adapter's version and as `base`; None: in this process.
+    against: as `find_against` gives it; None: the base. server: where answers are asked for, as the adapter's version
+    and as what it is compared with; None: in this process.
     Raises ConfigError and DataError, and RetryableError for a server that does not answer.
     """
     import torch  # noqa: PLC0415 (seconds to import)
@@ -68,13 +62,19 @@ def evaluate(
 
     from trainer.prepare import prepare_data  # noqa: PLC0415
 
+    if against is not None and not was_held_out(adapter, against):
+        reporter.warn(
+            f"Nothing says that {against.served_name} was trained with the same rows held out (its recipe's data "
+            "differ, or it has none): it may have been trained on some of these, which flatters it."
+        )
     template, data = prepare_data(recipe, reporter)
     sources = [row.source for row in data.test]
     chosen = [data.test[index] for index in spread(sources, rows, recipe.data.seed)]
     few = [chosen[index] for index in spread([row.source for row in chosen], answers, 0)]
     answered: list[Score] = []
     if server is not None:  # before the losses, which may take hours: it may be away
-        ask = _served(server, adapter.served_name, max_new_tokens)
+        other = against.served_name if against else BASE
+        ask = served(server, adapter.served_name, other, max_new_tokens)
         answered = _answer_scores(few, ask, reporter)
     try:
         base = AutoModelForCausalLM.from_pretrained(recipe.model.base, dtype=torch.float32)
@@ -84,15 +84,24 @@ def evaluate(
             "id within reach with --base."
         ) from error
     model = PeftModel.from_pretrained(base, adapter.folder)
+    if against is not None:
+        model.load_adapter(against.folder, OTHER)
     model.eval()
-    scores = _losses(model, chosen, template.tokenizer.pad_token_id, reporter)
+    scores = _losses(model, against, chosen, template.tokenizer.pad_token_id, reporter)
     if server is None:
         stops = template.stop_token_ids(base.generation_config.eos_token_id)
-        answered = _answer_scores(few, _local(model, template, stops, max_new_tokens), reporter)
+        ask = _local(model, against, template, stops, max_new_tokens)
+        answered = _answer_scores(few, ask, reporter)
     return (*scores, *answered)
 
 
-def _losses(model: Any, rows: Sequence[Row], pad_token_id: int, reporter: Reporter) -> list[Score]:
+def _losses(
+    model: Any,
+    against: FoundAdapter | None,
+    rows: Sequence[Row],
+    pad_token_id: int,
+    reporter: Reporter,
+) -> list[Score]:
     from trainer.backends.peft import PeftBackend  # noqa: PLC0415
     from trainer.losses import LossMeter, total  # noqa: PLC0415
 
@@ -103,7 +112,7 @@ def _losses(model: Any, rows: Sequence[Row], pad_token_id: int, reporter: Report
     tokens: list[float] = []
     for row in rows:
         after = total(meter.measure([row]))
-        with model.disable_adapter():
+        with reference(model, against):
             before = total(meter.measure([row]))
         base.append(before.mean)
         tuned.append(after.mean)
@@ -139,7 +148,9 @@ def _answer_scores(rows: Sequence[Row], ask: Answerer, reporter: Reporter) -> li
     ]
 
 
-def _local(model: Any, template: Any, stops: Sequence[int], most: int) -> Answerer:
+def _local(
+    model: Any, against: FoundAdapter | None, template: Any, stops: Sequence[int], most: int
+) -> Answerer:
     from contextlib import nullcontext  # noqa: PLC0415
 
     import torch  # noqa: PLC0415
@@ -147,60 +158,23 @@ def _local(model: Any, template: Any, stops: Sequence[int], most: int) -> Answer
     from trainer.answers import greedy  # noqa: PLC0415
 
     def ask(messages: Sequence[Message], tuned: bool) -> tuple[str, bool]:
-        with torch.no_grad(), nullcontext() if tuned else model.disable_adapter():
+        with torch.no_grad(), nullcontext() if tuned else reference(model, against):
             text, _, finish = greedy(model, template.prompt_ids(messages), most, stops, template)
         return text, finish == "stop"
 
     return ask
 
 
-def _served(server: str, name: str, most: int) -> Answerer:
-    if not server.startswith(("http://", "https://")):
-        raise ConfigError(f"--server {server} is no address: write it as http://HOST:PORT.")
-
-    def ask(messages: Sequence[Message], tuned: bool) -> tuple[str, bool]:
-        body = {
-            "model": name if tuned else "base",
-            "messages": list(messages),
-            "temperature": 0,
-            "max_tokens": most,
-        }
-        request = urllib.request.Request(
-            f"{server.rstrip('/')}/v1/chat/completions",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"} | _authorization(),
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=SERVER_SECONDS) as response:
-                choice = json.load(response)["choices"][0]
-                return choice["message"]["content"], choice["finish_reason"] == "stop"
-        except urllib.error.HTTPError as error:
-            detail = error.read().decode(errors="replace")[:300]
-            if error.code in BUSY:
-                raise RetryableError(f"{server} is busy ({error.code}): {detail}") from error
-            raise ConfigError(f"{server} refused to answer as {body['model']}: {detail}") from error
-        except OSError as error:
-            raise RetryableError(
-                f"{server} does not answer: {error}; is the server running?"
-            ) from error
-        except (ValueError, LookupError, TypeError) as error:
-            raise ConfigError(
-                f"What answers at {server} is no server of chat completions; give --server its address without a path."
-            ) from error
-
-    return ask
-
-
-def _authorization() -> dict[str, str]:
-    key = os.environ.get("LORACHAT_API_KEY")
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def write_scores(path: Path, adapter: FoundAdapter, scores: Sequence[Score]) -> None:
-    """The scores as JSON. Raises OSError."""
+def write_scores(
+    path: Path, adapter: FoundAdapter, against: FoundAdapter | None, scores: Sequence[Score]
+) -> None:
+    """The scores as JSON; `base` in them is what the adapter was compared with. Raises OSError."""
     from dataclasses import asdict  # noqa: PLC0415
 
     rows = [asdict(score) | {"verdict": score.verdict} for score in scores]
-    path.write_text(
-        json.dumps({"adapter": str(adapter.folder), "scores": rows}, indent=1) + "\n", "utf-8"
-    )
+    compared = {
+        "adapter": str(adapter.folder),
+        "against": str(against.folder) if against else BASE,
+        "scores": rows,
+    }
+    path.write_text(json.dumps(compared, indent=1) + "\n", "utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 from trainer.errors import ConfigError, DataError, RetryableError
 from trainer.progress import Reporter
 from trainer.scores import Score, compare
+from trainer.served import BUSY
 
 ENVIRONMENT = Path(__file__).resolve().parent.parent / ".venv-ifeval"
 INSTALL = (
@@ -57,6 +59,9 @@ for number, row in enumerate(json.load(sys.stdin)):
         except (TypeError, ValueError, AttributeError) as error:
             sys.exit(print(json.dumps([number, f"{name}: {error}"])))
 """
+# How a traceback ends, and how requests says a status.
+ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Timeout)\b.*$", re.MULTILINE)
+HTTP_STATUS = re.compile(r"HTTPError: (\d{3}) ")
 NEEDS_SENTENCES = frozenset(
     {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 )
@@ -139,21 +144,22 @@ def _row(line: str, where: str, checkers: Checkers) -> dict[str, Any]:
 def checkable_instructions(
     server: str,
     adapter: str,
+    reference: str,
     rows: list[dict[str, Any]],
     max_new_tokens: int,
     checkers: Checkers,
     reporter: Reporter,
 ) -> list[Score]:
-    """Base and adapter, as the server serves them, on the prompts of `read_prompts`; answered greedily.
+    """Two models, as the server serves them, on the prompts of `read_prompts`; answered greedily.
 
-    adapter: the model's name on the server. Prompt-level scores are means over prompts, instruction-level ones over
-    instructions; intervals are by bootstrap over prompts, in pairs. Raises ConfigError and RetryableError.
+    adapter, reference: their names on the server. Prompt-level scores are means over prompts, instruction-level ones
+    over instructions; intervals are by bootstrap over prompts, in pairs. Raises ConfigError and RetryableError.
     """
     reporter.say(
-        f"Asking {server} {len(rows)} prompts with checkable instructions, as base and as {adapter}"
+        f"Asking {server} {len(rows)} prompts with checkable instructions, as {reference} and as {adapter}"
     )
     results = []
-    for model in ("base", adapter):
+    for model in (reference, adapter):
         with tempfile.TemporaryDirectory() as folder:
             results.append(_ask(server, model, rows, max_new_tokens, checkers, Path(folder)))
     return score(*results)
@@ -189,7 +195,7 @@ def _ask(
     data = folder / "prompts.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / f"{TASK}.yaml").write_text(_task(data, checkers), encoding="utf-8")
-    arguments = f"model={model},base_url={server.rstrip('/')}/v1/chat/completions,num_concurrent=1,max_retries=1"
+    arguments = f"model={model},base_url={server.rstrip('/')}/v1/chat/completions,num_concurrent=1"
     done = _run(
         [str(checkers.python), "-m", "lm_eval", "run", "--model", "local-chat-completions", "--model_args",
          f"{arguments},tokenizer_backend=None", "--tasks", TASK, "--include_path", str(folder), "--apply_chat_template",
@@ -198,8 +204,16 @@ def _ask(
     )  # fmt: skip
     found = sorted((folder / "out").rglob("samples_*.jsonl"))
     if done.returncode or not found:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        if "Connect" in done.stderr:
+        # The last error of a traceback: a progress bar often comes after it.
+        told = ERROR.findall(done.stderr) or done.stderr.strip().splitlines()
+        reason = told[-1] if told else f"exit code {done.returncode}"
+        status = HTTP_STATUS.search(reason)
+        if status and int(status[1]) in BUSY:
+            raise RetryableError(
+                f"{server} is busy ({status[1]}) and gave no answer as {model}; try again later."
+            )
+        kind = reason.partition(":")[0]  # what follows may be the server's words
+        if "Connect" in kind or "Timeout" in kind:
             raise RetryableError(f"{server} does not answer: {reason}; is the server running?")
         raise ConfigError(f"lm-eval could not ask {server} as {model}: {reason}")
     samples = [json.loads(line) for line in found[0].read_text(encoding="utf-8").splitlines()]

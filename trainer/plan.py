@@ -47,6 +47,17 @@ class Plan:
     seconds: dict[str, tuple[float, float]]
     warnings: tuple[str, ...]
 
+    @property
+    def ways(self) -> dict[str, MemoryParts]:
+        """The memory by how rows come into a pass."""
+        packed = {} if self.packed_memory is None else {"end to end": self.packed_memory}
+        return packed | {"padded": self.padded_memory}
+
+    @property
+    def largest_gb(self) -> float:
+        """The largest of the device memories that are shown."""
+        return max(self.float_base_gb, *(way.peak for way in self.ways.values()))
+
 
 def make_plan(recipe: Recipe, reporter: Reporter) -> Plan:
     """Raises ConfigError and DataError as a run would."""

@@ -9,11 +9,18 @@ import numpy as np
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+# Below, the percentile bootstrap's interval is too narrow to call anything by: against Student's t for a mean it is
+# 9 % too narrow at 20 rows, 18 % at 10 and 37 % at 5, and few rows that happen to agree in sign leave out 0 whatever
+# their spread (Hesterberg 2015, arXiv:1411.5279).
+ENOUGH_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One measure of base and tuned model. low, high: 95 % interval of tuned - base, by bootstrap over rows."""
+    """One measure of the tuned model and of what it is compared with, `base`.
+
+    low, high: 95 % interval of tuned - base, by bootstrap over rows.
+    """
 
     name: str
     base: float
@@ -25,7 +32,9 @@ class Score:
 
     @property
     def verdict(self) -> str:
-        """better, worse, or that the rows do not tell."""
+        """better, worse, or that the rows do not tell: for lack of a difference, or of rows."""
+        if self.rows < ENOUGH_ROWS:
+            return "too few rows to tell"
         if self.low <= 0 <= self.high:
             return "no clear difference"
         return "better" if (self.high < 0) == self.lower_is_better else "worse"

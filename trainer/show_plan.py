@@ -6,9 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.config import Recipe
-from trainer.estimate import MemoryParts
 from trainer.plan import MEMORY_PARTS, Plan, old_card
-from trainer.summary import duration
+from trainer.summary import duration, memory_unit, storage
 
 
 def show_plan(recipe: Recipe, plan: Plan, console: Console | None = None) -> None:
@@ -28,7 +27,7 @@ def show_plan(recipe: Recipe, plan: Plan, console: Console | None = None) -> Non
     table.add_row("warm-up", f"{training.warmup_steps} steps to {training.learning_rate:g}")
     table.add_row("padding", f"{plan.padding:.2f} places per real token, where rows are padded")
     table.add_row("evaluations", f"{plan.evaluation_share:.0%} of the training's operations")
-    table.add_row("disk", f"{plan.disk_gb:.1f} GB")
+    table.add_row("disk", f"{storage(plan.disk_gb)}")
     out.print(table)
     out.print(_memory_table(plan))
     times = Table(title="Time, estimated", title_justify="left")
@@ -45,16 +44,16 @@ def show_plan(recipe: Recipe, plan: Plan, console: Console | None = None) -> Non
 
 
 def _memory_table(plan: Plan) -> Table:
-    table = Table(title="GPU memory in GB, estimated", title_justify="left")
+    unit, factor = memory_unit(plan.largest_gb)
+    table = Table(title=f"GPU memory in {unit}, estimated", title_justify="left")
     table.add_column("")
-    ways: list[MemoryParts] = []
-    if plan.packed_memory is not None:
-        table.add_column("end to end", justify="right")
-        ways.append(plan.packed_memory)
-    table.add_column("padded", justify="right")
-    ways.append(plan.padded_memory)
+    for way in plan.ways:
+        table.add_column(way, justify="right")
+    ways = plan.ways.values()
     for label, name in MEMORY_PARTS:
-        table.add_row(label, *(f"{getattr(way, name):.2f}" for way in ways))
+        table.add_row(label, *(f"{getattr(way, name) * factor:.2f}" for way in ways))
     if plan.float_base_gb:
-        table.add_row("float32 base, after the run", *[f"{plan.float_base_gb:.2f}"] * len(ways))
+        table.add_row(
+            "float32 base, after the run", *[f"{plan.float_base_gb * factor:.2f}"] * len(ways)
+        )
     return table

@@ -102,6 +102,31 @@ def count(value: float) -> str:
     )
 
 
+def magnitude(value: float) -> str:
+    """A number of parameters in about three digits: "3.21 B", "135 M", "164 K"."""
+    return _scaled(value, ("", "K", "M", "B", "T"))
+
+
+def storage(gigabytes: float) -> str:
+    """GB of 1e9 bytes in about three digits, in the unit that suits them: "5.23 GB", "164 MB"."""
+    return _scaled(gigabytes * 1e9, ("B", "kB", "MB", "GB", "TB"))
+
+
+def memory_unit(largest_gb: float) -> tuple[str, float]:
+    """The unit of a whole table of GB whose largest is this, and what to multiply with."""
+    return ("GB", 1.0) if largest_gb >= 1 else ("MB", 1000.0)
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    if not math.isfinite(value):
+        return "–"
+    step = 0
+    while step < len(units) - 1 and round(value) >= 1000:
+        value, step = value / 1000, step + 1
+    digits = 0 if step == 0 or value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}{NO_BREAK_SPACE}{units[step]}".rstrip(NO_BREAK_SPACE)
+
+
 def duration(seconds: float) -> str:
     """Two units at most: "41 s", "3 min 07 s", "2 h 05 min"."""
     if not math.isfinite(seconds):

@@ -61,10 +61,11 @@ async def start_chat(
         vocab_size=service.catalogue.vocab_size,
         is_constrained=structure.grammar is not None,
     )
+    scope = caller.cache_scope(chat.cache_salt)
     new_constraint = None
     if structure.grammar is not None:
         new_constraint = await service.grammars.compile(
-            structure.grammar, model.tokenizer, model.stop_token_ids, structure.param
+            structure.grammar, model.tokenizer, model.stop_token_ids, structure.param, scope
         )
     lease = await lease_in_time(service, model, deadline_of(caller, clock.begun))
     run = submit(
@@ -75,7 +76,7 @@ async def start_chat(
             prompt_ids=tuple(prompt_ids),
             params=params,
             n=n,
-            cache_scope=caller.cache_scope(chat.cache_salt),
+            cache_scope=scope,
             tenant=caller.key_name,
         ),
         clock,

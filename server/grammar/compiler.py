@@ -30,7 +30,8 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 
-_Key = tuple[str, frozenset[int], str]  # vocabulary, end tokens, grammar
+# Scope, vocabulary, tokens that may end an answer, grammar.
+_Key = tuple[str, str, frozenset[int], str]
 
 
 class Vocabulary(Protocol):
@@ -54,17 +55,23 @@ class GrammarCompiler:
         self._worker = Worker("grammar")
 
     async def compile(
-        self, grammar: str, vocabulary: Vocabulary, end_ids: Collection[int], param: str
+        self,
+        grammar: str,
+        vocabulary: Vocabulary,
+        end_ids: Collection[int],
+        param: str,
+        scope: str = "",
     ) -> Callable[[], GrammarConstraint]:
         """What makes the constraint of one choice.
 
         grammar: Lark in llguidance's dialect. end_ids: allowed where the grammar is complete, and only there.
+        scope: what is kept is found again only in the same one, lest the time tell what others have sent.
         Raises InvalidRequestError (param) for a grammar that is wrong or too large, OverloadedError if it, or
         others' grammars, keep the compiler busy.
         """
         ends = frozenset(end_ids)
         # The first time it is made from the whole vocabulary.
-        key = (await asyncio.to_thread(lambda: vocabulary.key), ends, grammar)
+        key = (scope, await asyncio.to_thread(lambda: vocabulary.key), ends, grammar)
         matcher = self._matchers.get(key)
         if matcher is None:
             try:
@@ -91,7 +98,7 @@ class GrammarCompiler:
         known = self._matchers.get(key)  # compiled for another while this one waited
         if known is not None:
             return known
-        _, ends, grammar = key
+        _, _, ends, grammar = key
         matcher = LLMatcher(
             self._tokenizer(vocabulary, ends),
             LLMatcher.grammar_from_lark(grammar),

@@ -63,6 +63,22 @@ def test_configuration_errors_exit_with_3(
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("command", ["plan", "prepare", "train", "evaluate"])
+def test_only_a_stopped_training_goes_on(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"trainer.__main__._{command}", stop)
+    needed = ["--adapter", "x"] if command == "evaluate" else ["--recipe", "x"]
+    needed += ["--output", "x"] if command == "train" else []
+    assert main([command, *needed]) == 130
+    told = capsys.readouterr().err
+    assert told.startswith("trainer: stopped")
+    assert ("the same command goes on" in told) == (command == "train")
+
+
 def test_the_volume_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     from trainer.arguments import parser
 

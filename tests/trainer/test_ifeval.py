@@ -6,6 +6,7 @@ lm-eval lives in an environment of its own, which `make test-ifeval` makes; with
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,16 @@ import pytest
 
 from trainer.__main__ import main
 from trainer.arguments import SHIPPED_INSTRUCTIONS
-from trainer.ifeval import ENVIRONMENT, MEASURES, Checkers, read_prompts, score
+from trainer.errors import RetryableError, TrainerError
+from trainer.ifeval import (
+    ENVIRONMENT,
+    MEASURES,
+    Checkers,
+    checkable_instructions,
+    read_prompts,
+    score,
+)
+from trainer.progress import Silent
 
 needs_lm_eval = pytest.mark.skipif(
     not (ENVIRONMENT / ".stamp").exists(),  # an install under way is none
@@ -40,6 +50,11 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         type(self).seen.append((self.headers["Authorization"], body))
+        if self.is_busy:
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         text = "The river is wide." if body["model"] == self.obedient else "The lake is wide."
         choice = {
             "index": 0,
@@ -54,6 +69,7 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     obedient = "obedient"
+    is_busy = False
     seen: list[tuple[str, Any]] = []  # noqa: RUF012 (of the one server of a test)
 
     def log_message(self, *_: Any) -> None:
@@ -146,8 +162,6 @@ def test_what_is_missing_is_told_in_one_sentence(
     ],
 )
 def test_a_row_that_cannot_be_checked_is_named(line: str, words: str, tmp_path: Path) -> None:
-    from trainer.errors import TrainerError
-
     known = frozenset(
         {"punctuation:no_comma", "keywords:existence", "length_constraints:number_sentences"}
     )
@@ -156,6 +170,34 @@ def test_a_row_that_cannot_be_checked_is_named(line: str, words: str, tmp_path: 
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(TrainerError, match=words):
         read_prompts(path, checkers)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_retryable", "words"),
+    [
+        ("requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: u", True, "busy (429)"),
+        ("requests.exceptions.HTTPError: 503 Server Error: Service Unavailable for url: u", True, "busy (503)"),
+        ("requests.exceptions.ConnectionError: HTTPConnectionPool(host='h', port=9)", True, "is the server running"),
+        ("requests.exceptions.ReadTimeout: Read timed out.", True, "is the server running"),
+        ("requests.exceptions.HTTPError: 404 Client Error: Not Found for url: u", False, "404 Client Error"),
+        # What the server says must not be taken for its state.
+        ("ValueError: Connect the cable, or HTTP 503", False, "Connect the cable"),
+    ],
+)  # fmt: skip
+def test_what_lm_eval_met_decides_whether_another_try_is_worth_it(
+    error: str, is_retryable: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As lm-eval leaves it: a traceback, then its progress bar.
+    told = f"Traceback (most recent call last):\n  File ...\n{error}\nRequesting API:   0%|     | 0/1\n"
+    monkeypatch.setattr(
+        "trainer.ifeval._run",
+        lambda command, *_: subprocess.CompletedProcess(command, 1, "", told),
+    )
+    checkers = Checkers(Path(sys.executable), "0", frozenset(), has_sentences=False)
+    with pytest.raises(TrainerError) as raised:
+        checkable_instructions("http://h:9", "mine", "base", ROWS[:1], 8, checkers, Silent())
+    assert isinstance(raised.value, RetryableError) == is_retryable
+    assert words in str(raised.value)
 
 
 @needs_lm_eval
@@ -184,6 +226,18 @@ def test_better_is_called_better_and_worse_worse(
     monkeypatch.setattr(Server, "obedient", "base")
     assert evaluate(volume, "obedient", *more) == 0
     assert capsys.readouterr().out.count(": worse") == 4
+
+
+@needs_lm_eval
+def test_a_busy_server_is_worth_another_try(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "is_busy", True)
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS[:1])
+    volume = adapter_folder(tmp_path / "volume", "obedient")
+    assert evaluate(volume, "obedient", "--ifeval", str(rows), "--server", server) == 75
+    assert "is busy (503)" in capsys.readouterr().err
+    assert len(Server.seen) > 1  # lm-eval tried again before it gave up
 
 
 @needs_lm_eval

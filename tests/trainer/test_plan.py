@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from trainer.config import Recipe
 from trainer.estimate import Shape, memory
 from trainer.recipe_file import dump_recipe, load_recipe
 from trainer.shape import SHAPES
+from trainer.summary import magnitude, storage
 
 LLAMA = SHAPES["llama-3.2-3b"]
 SHAPE = Shape(
@@ -91,3 +93,31 @@ def test_a_plan_is_printed_with_every_trap(
     ):
         assert text in written
     assert "<script" not in written
+    # A model of thousands of parameters has them, and its memory, in units that show them.
+    for text in (written.replace("\N{NO-BREAK SPACE}", " "), printed):
+        assert "0.0 GB" not in text
+        assert "0 M" not in text
+    assert re.search(
+        r"up to [1-9][\d.]* [kM]B on the GPU", written.replace("\N{NO-BREAK SPACE}", " ")
+    )
+    assert "GPU memory in MB" in printed
+
+
+@pytest.mark.parametrize(
+    ("value", "parameters", "bytes_"),
+    [
+        (0, "0", "0 B"),
+        (999, "999", "999 B"),
+        (163_840, "164 K", "164 kB"),
+        (999_999, "1.00 M", "1.00 MB"),
+        (134_515_008, "135 M", "135 MB"),
+        (24_313_856, "24.3 M", "24.3 MB"),
+        (3_212_749_824, "3.21 B", "3.21 GB"),
+        (float("nan"), "–", "–"),
+    ],
+)
+def test_numbers_are_rounded_to_units_that_show_them(
+    value: float, parameters: str, bytes_: str
+) -> None:
+    assert magnitude(value).replace("\N{NO-BREAK SPACE}", " ") == parameters
+    assert storage(value / 1e9).replace("\N{NO-BREAK SPACE}", " ") == bytes_

@@ -67,10 +67,12 @@ def page_environment() -> Environment:
     environment.filters.update(
         count=summary.count,
         duration=summary.duration,
+        magnitude=summary.magnitude,
         moment=summary.moment,
         number=summary.number,
         percent=summary.percent,
         signed=summary.signed,
+        storage=summary.storage,
         signed_percent=summary.signed_percent,
         perplexity=summary.perplexity,
         repetition=repetition,

@@ -7,13 +7,12 @@ from pathlib import Path
 from trainer.config import Recipe
 from trainer.plan import MEMORY_PARTS, Plan, old_card
 from trainer.report.page import flatten, page_environment
+from trainer.summary import memory_unit
 
 
 def render_plan(recipe: Recipe, plan: Plan) -> str:
     """The page. Times are estimates for one card, without start-up."""
-    ways = [("padded", plan.padded_memory)]
-    if plan.packed_memory is not None:
-        ways.insert(0, ("end to end", plan.packed_memory))
+    unit, factor = memory_unit(plan.largest_gb)
     cards = [
         (card, train, evaluate, plan.packed_memory is not None and not old_card(card))
         for card, (train, evaluate) in plan.seconds.items()
@@ -24,12 +23,17 @@ def render_plan(recipe: Recipe, plan: Plan) -> str:
         .render(
             recipe=recipe,
             plan=plan,
-            ways=[name for name, _ in ways],
+            unit=unit,
+            factor=factor,
             memory=[
-                (label, [getattr(way, field) for _, way in ways], field == "training")
+                (
+                    label,
+                    [getattr(way, field) for way in plan.ways.values()],
+                    field == "training",
+                )
                 for label, field in MEMORY_PARTS
             ],
-            peak=max(way.training for _, way in ways),
+            peak=max(way.training for way in plan.ways.values()),
             cards=cards,
             longest=max(train + evaluate for _, train, evaluate, _ in cards),
             settings=flatten(recipe.model_dump(mode="json")),
