@@ -59,11 +59,22 @@ class UnsupportedParameterError(InvalidRequestError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """Prompt and answer do not fit. The wording is OpenAI's, because clients match on it."""
+    """Prompt and answer do not fit. The wording is OpenAI's, because clients match on it.
 
-    def __init__(self, max_context: int, prompt_tokens: int, max_tokens: int | None) -> None:
+    at_least: the prompt's tokens were not counted; there are prompt_tokens or more.
+    """
+
+    def __init__(
+        self,
+        max_context: int,
+        prompt_tokens: int,
+        max_tokens: int | None,
+        *,
+        at_least: bool = False,
+    ) -> None:
         if max_tokens is None:
-            asked = f"your messages resulted in {prompt_tokens} tokens"
+            count = f"at least {prompt_tokens}" if at_least else str(prompt_tokens)
+            asked = f"your messages resulted in {count} tokens"
         else:
             asked = (
                 f"you requested {prompt_tokens + max_tokens} tokens"

@@ -170,9 +170,16 @@ class Tokenizer(Protocol):
         ...
 
     def encode_chat(
-        self, messages: Sequence[Message], options: ChatOptions = DEFAULT_CHAT_OPTIONS
+        self,
+        messages: Sequence[Message],
+        options: ChatOptions = DEFAULT_CHAT_OPTIONS,
+        *,
+        max_tokens: int | None = None,
     ) -> list[int]:
-        """Token ids of the conversation. Raises ChatTemplateError if the template refuses it."""
+        """Token ids of the conversation. Raises ChatTemplateError if the template refuses it.
+
+        max_tokens: as in encode.
+        """
         ...
 
     def render_chat(
@@ -181,8 +188,14 @@ class Tokenizer(Protocol):
         """The text that encode_chat tokenises. Raises ChatTemplateError."""
         ...
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of plain text; words of control tokens in it become control tokens."""
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None
+    ) -> list[int]:
+        """Token ids of plain text; words of control tokens in it become control tokens.
+
+        Raises ContextLengthError if the text's length alone says that it has more than max_tokens; others are
+        tokenised, and may have more all the same.
+        """
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -49,7 +49,12 @@ async def start_chat(
     structure = structure_of(chat, model.tokenizer.chat_template)
     options = chat_options(chat, messages, structure.tools)
     # Rendering and tokenising a long conversation takes time: not on the event loop.
-    prompt_ids = await asyncio.to_thread(model.tokenizer.encode_chat, messages, options)
+    prompt_ids = await asyncio.to_thread(
+        model.tokenizer.encode_chat,
+        messages,
+        options,
+        max_tokens=service.catalogue.max_context,
+    )
     check_caller(service, caller, len(prompt_ids))
     limit = chat.token_limit
     if limit is None:

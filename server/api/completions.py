@@ -85,7 +85,13 @@ async def start_completion(
         vocab_size=vocab_size,
         is_constrained=False,
     )
-    encoded = await asyncio.to_thread(_encode, request, model, vocab_size)
+    try:
+        encoded = await asyncio.to_thread(
+            _encode, request, model, vocab_size, service.catalogue.max_context
+        )
+    except ContextLengthError as error:
+        error.param = "prompt"
+        raise
     check_caller(service, caller, sum(len(ids) for ids, _ in encoded))
     id_ = f"cmpl-{secrets.token_hex(12)}"
     started = CompletionRuns([], [text for _, text in encoded], n)
@@ -120,15 +126,17 @@ async def start_completion(
 
 
 def _encode(
-    request: CompletionRequest, model: ServedModel, vocab_size: int
+    request: CompletionRequest, model: ServedModel, vocab_size: int, max_context: int
 ) -> list[tuple[list[int], str]]:
-    """Token ids and text of every prompt."""
+    """Token ids and text of every prompt. Raises InvalidRequestError."""
     tokenizer = model.tokenizer
     encoded = []
     for prompt in request.prompts:
         if isinstance(prompt, str):
             ids = tokenizer.encode(
-                prompt, add_special_tokens=request.add_special_tokens is not False
+                prompt,
+                add_special_tokens=request.add_special_tokens is not False,
+                max_tokens=max_context,
             )
             text = prompt
         else:

@@ -70,13 +70,14 @@ def _native(library: Library, base: BaseModel, budget: Budget, threads: int) -> 
         raise StartupError(f"The model cannot be set up: {error}.") from None
     stored = runner.weights
     log.info(
-        "kernel %s; weights %s: %d matrices as bfloat16, which holds them exactly (%.2f GB), %d as float32 (%.2f GB)",
+        "kernel %s; weights %s: %d matrices as bfloat16, which holds them exactly (%.2f GB), %d as float32 (%.2f GB)%s",
         runner.kernel,
         stored.kind,
         stored.matrices_bf16,
         stored.bytes_bf16 / 1e9,
         stored.matrices_float32,
         stored.bytes_float32 / 1e9,
+        f": {stored.exceptions}" if stored.exceptions else "",
     )
     return Backend(runner, runner.kernel, stored.kind, runner.weight_bytes)
 

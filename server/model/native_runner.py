@@ -62,14 +62,32 @@ class Base(Protocol):
     def sin(self) -> npt.NDArray[np.float32]: ...
 
 
+MAX_NAMES = 4
+
+
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
-    """How the weight matrices are stored. Bytes are of the values, without padding."""
+    """How the weight matrices are stored. Bytes are of the values, without padding.
+
+    names_float32: of the matrices with a value that bfloat16 cannot hold.
+    """
 
     bytes_bf16: int
     bytes_float32: int
     matrices_bf16: int
-    matrices_float32: int
+    names_float32: tuple[str, ...]
+
+    @property
+    def matrices_float32(self) -> int:
+        return len(self.names_float32)
+
+    @property
+    def exceptions(self) -> str:
+        """Which matrices are float32 among others that are not: the first few names. Empty if all are alike."""
+        if self.kind != "mixed":
+            return ""
+        more = self.matrices_float32 - MAX_NAMES
+        return ", ".join(self.names_float32[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
     @property
     def kind(self) -> str:
@@ -159,10 +177,11 @@ def shape_of(config: DecoderConfig, positions: int) -> Shape:
 
 def _load(decoder: NativeDecoder, base: Base) -> StoredWeights:
     config, read = base.config, base.checkpoint.read
-    count, size = [0, 0], [0, 0]  # float32, bfloat16
+    names: tuple[list[str], list[str]] = ([], [])  # float32, bfloat16
+    size = [0, 0]
 
-    def note(values: npt.NDArray[Any], exact: bool) -> None:
-        count[exact] += 1
+    def note(name: str, values: npt.NDArray[Any], exact: bool) -> None:
+        names[exact].append(name)
         size[exact] += values.size * (2 if exact else 4)
 
     def vector(name: str) -> npt.NDArray[np.float32]:
@@ -171,13 +190,14 @@ def _load(decoder: NativeDecoder, base: Base) -> StoredWeights:
     decoder.set_model_vector("cos", base.cos)
     decoder.set_model_vector("sin", base.sin)
     decoder.set_model_vector("final_norm", vector("model.norm.weight"))
-    embedding = read("model.embed_tokens.weight")
+    name = "model.embed_tokens.weight"
+    embedding = read(name)
     if config.tied:
-        note(embedding, decoder.set_output(embedding))
+        note(name, embedding, decoder.set_output(embedding))
     else:
-        note(embedding, decoder.set_embedding(embedding))
+        note(name, embedding, decoder.set_embedding(embedding))
         output = read("lm_head.weight")
-        note(output, decoder.set_output(output))
+        note("lm_head.weight", output, decoder.set_output(output))
         del output
     del embedding
     for layer in range(config.num_layers):
@@ -193,10 +213,10 @@ def _load(decoder: NativeDecoder, base: Base) -> StoredWeights:
         for module in MODULES:
             name = f"{prefix}{_BLOCKS[module]}.{module}"
             weight = read(f"{name}.weight")
-            note(weight, decoder.set_linear(layer, module, weight))
+            note(f"{name}.weight", weight, decoder.set_linear(layer, module, weight))
             if (config.qkv_bias and module in INPUTS[0]) or (config.o_bias and module == "o_proj"):
                 decoder.set_bias(layer, module, vector(f"{name}.bias"))
-    return StoredWeights(size[1], size[0], count[1], count[0])
+    return StoredWeights(size[1], size[0], len(names[1]), tuple(names[0]))
 
 
 def as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

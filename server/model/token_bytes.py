@@ -39,7 +39,7 @@ def _decoders(decoder: Any) -> set[str]:
 
 
 def _byte_level(word: str) -> bytes:
-    alphabet = _alphabet()
+    alphabet = byte_alphabet()
     try:
         return bytes(alphabet[character] for character in word)
     except KeyError:  # a word that was put in beside the alphabet
@@ -52,7 +52,7 @@ def _byte_fallback(word: str) -> bytes:
 
 
 @cache
-def _alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's alphabet: each byte as a character that can be seen."""
     seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     unseen = (byte for byte in range(256) if byte not in set(seen))

@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 
 from jinja2.exceptions import TemplateError
 
-from server.errors import ChatTemplateError
+from server.errors import ChatTemplateError, ContextLengthError
 from server.model.forgery import Disguise, control_tokens
+from server.model.token_bound import TokenBound, token_bound
 from server.model.token_bytes import token_bytes_of
 from server.tools.prompt import in_words, renders_results, renders_tools
 from server.types import DEFAULT_CHAT_OPTIONS, ChatOptions, Message
@@ -32,6 +33,7 @@ class _Words:
     def __init__(self) -> None:
         self._key: str | None = None
         self._token_bytes: list[bytes] | None = None
+        self._bound: TokenBound | None = None
 
     def key(self, to_json: Callable[[], str]) -> str:
         if self._key is None:
@@ -42,6 +44,11 @@ class _Words:
         if self._token_bytes is None:
             self._token_bytes = token_bytes_of(to_json())
         return self._token_bytes
+
+    def bound(self, to_json: Callable[[], str]) -> TokenBound:
+        if self._bound is None:
+            self._bound = token_bound(to_json())
+        return self._bound
 
 
 # Many adapter versions share one tokenizer of transformers, each with its own template.
@@ -91,13 +98,19 @@ class ChatTokenizer:
         return text
 
     def encode_chat(
-        self, messages: Sequence[Message], options: ChatOptions = DEFAULT_CHAT_OPTIONS
+        self,
+        messages: Sequence[Message],
+        options: ChatOptions = DEFAULT_CHAT_OPTIONS,
+        *,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """Ids of the conversation, by default with the assistant's turn opened.
 
-        Raises ChatTemplateError if the template refuses the messages, or if there is none.
+        Raises ChatTemplateError if the template refuses the messages, or if there is none; ContextLengthError as
+        encode does.
         """
         rendered, disguise = self._render(messages, options)
+        self._check_length(rendered, max_tokens)
         return disguise.encode(rendered, self._encode)
 
     def render_chat(
@@ -107,7 +120,11 @@ class ChatTokenizer:
         rendered, disguise = self._render(messages, options)
         return disguise.show(rendered)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None
+    ) -> list[int]:
+        """Raises ContextLengthError, before the work, for a text that must have more than max_tokens."""
+        self._check_length(text, max_tokens)
         # Not the wrapper's call: it has the library compute offsets, masks and words, which takes thrice as long.
         encode = self._tokenizer.backend_tokenizer.encode_batch_fast
         with _LONG_TEXTS if len(text) > LONG_TEXT else nullcontext():
@@ -127,6 +144,14 @@ class ChatTokenizer:
     @property
     def _token_bytes(self) -> list[bytes]:
         return self._words.token_bytes(self.to_json)
+
+    def _check_length(self, text: str, max_tokens: int | None) -> None:
+        # Below it no bound refuses: the longest token has CHARACTER_BYTES or more.
+        if max_tokens is None or len(text) <= max_tokens:
+            return
+        least = self._words.bound(self.to_json).least_tokens(text)
+        if least > max_tokens:
+            raise ContextLengthError(max_tokens, least, None, at_least=True)
 
     def _encode(self, text: str) -> list[int]:
         # The template writes the special tokens itself, so the tokenizer must not add its own: one BOS, not two.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.model.native_runner import NativeRunner
+from server.model.native_runner import NativeRunner, StoredWeights
 from server.native.build import BuildError, build, library_path, variants_here
 from server.native.library import LibraryMissingError, load_library
 from server.types import SamplingParams
@@ -98,6 +98,15 @@ def test_a_single_value_that_bfloat16_cannot_hold_keeps_its_matrix_in_float32() 
     build()
     runner = NativeRunner(load_library(), Base(), kv_cache_bytes=BUDGET, threads=1)
     assert (runner.weights.kind, runner.weights.matrices_float32) == ("mixed", 1)
+    assert runner.weights.exceptions == name
+
+
+def test_only_the_first_matrices_that_stayed_float32_are_named() -> None:
+    names = tuple("abcdefg")
+    assert StoredWeights(8, 8, 1, names).exceptions == "a, b, c, d and 3 more"
+    assert StoredWeights(8, 8, 1, names[:4]).exceptions == "a, b, c, d"
+    for alike in (StoredWeights(0, 8, 0, names), StoredWeights(8, 0, 7, ())):
+        assert alike.exceptions == ""
 
 
 def test_bits_and_floats_of_the_same_values_give_the_same_bits() -> None:
