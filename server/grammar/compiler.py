@@ -30,7 +30,8 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 
-_Key = tuple[str, str, frozenset[int], str]  # scope, vocabulary, end tokens, grammar
+# Scope, vocabulary, tokens that may end an answer, grammar.
+_Key = tuple[str, str, frozenset[int], str]
 
 
 class Vocabulary(Protocol):

@@ -124,43 +124,6 @@ def test_the_end_is_allowed_exactly_where_the_grammar_is_complete() -> None:
     assert not other.is_complete, "choices share a grammar, not its state"
 
 
-def test_compiled_schemas_are_shared_within_a_key_and_a_salt_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Or the time would tell whether others have sent the same schema."""
-    from server.grammar import compiler
-
-    compiled: list[str] = []
-    matcher = compiler.LLMatcher
-
-    class Watched:
-        grammar_from_lark = staticmethod(matcher.grammar_from_lark)
-
-        def __new__(cls, *args: Any, **options: Any) -> Any:
-            compiled.append(args[1])
-            return matcher(*args, **options)
-
-    monkeypatch.setattr(compiler, "LLMatcher", Watched)
-    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "mine"}}}
-    with running(api_keys=["a" * 16, "b" * 16]) as server:
-        for key, salt, count in (
-            ("a", None, 1),
-            ("a", None, 1),
-            ("b", None, 2),
-            ("b", "s", 3),
-            ("b", "s", 3),
-            ("b", None, 3),
-            ("a", None, 3),
-        ):
-            answer = server.http.post(
-                "/v1/chat/completions",
-                json=body("x", response_format=schema, **({"cache_salt": salt} if salt else {})),
-                headers={"Authorization": f"Bearer {key * 16}"},
-            )
-            assert answer.status_code == 200, answer.text
-            assert len(compiled) == count, (key, salt)
-
-
 def test_a_grammar_without_end_holds_up_new_grammars_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """llguidance never comes back from some schemas (an allOf of thirty patterns), and no thread can be stopped."""
     tokenizer = FakeModel().tokenizer
@@ -197,6 +160,43 @@ def test_work_without_end_does_not_keep_the_process_from_ending() -> None:
         "Worker('x').submit(lambda: (begun.set(), threading.Event().wait())); begun.wait()"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)
+
+
+def test_compiled_schemas_are_shared_within_a_key_and_a_salt_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the time would tell whether others have sent the same schema."""
+    from server.grammar import compiler
+
+    compiled: list[str] = []
+    matcher = compiler.LLMatcher
+
+    class Watched:
+        grammar_from_lark = staticmethod(matcher.grammar_from_lark)
+
+        def __new__(cls, *args: Any, **options: Any) -> Any:
+            compiled.append(args[1])
+            return matcher(*args, **options)
+
+    monkeypatch.setattr(compiler, "LLMatcher", Watched)
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "mine"}}}
+    with running(api_keys=["a" * 16, "b" * 16]) as server:
+        for key, salt, count in (
+            ("a", None, 1),
+            ("a", None, 1),
+            ("b", None, 2),
+            ("b", "s", 3),
+            ("b", "s", 3),
+            ("b", None, 3),
+            ("a", None, 3),
+        ):
+            answer = server.http.post(
+                "/v1/chat/completions",
+                json=body("x", response_format=schema, **({"cache_salt": salt} if salt else {})),
+                headers={"Authorization": f"Bearer {key * 16}"},
+            )
+            assert answer.status_code == 200, answer.text
+            assert len(compiled) == count, (key, salt)
 
 
 def test_a_json_object_is_one(server: Running) -> None:
