@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import os
 import sys
 from contextlib import aclosing
 from dataclasses import asdict
 
 from client.api import ChatClient
 from client.errors import ChatError, ErrorKind
-from client.exit_codes import INTERRUPTED, exit_code
+from client.exit_codes import FAILED, INTERRUPTED, exit_code
 from client.printable import printable
 from client.types import ChatRequest, Delta, Done, Message, Sampling, default_model
 
@@ -34,6 +35,10 @@ def run(
         return exit_code(error.kind)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads has enough, as `head` does
+        # Flushed once more at the end, it would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
 
 
 async def _ask(

@@ -136,6 +136,18 @@ def test_ask_prints_the_answer_and_takes_its_question_from_either_side(server):
     assert told["finish_reason"] == "stop"
 
 
+def test_ask_ends_without_a_word_when_its_reader_has_enough(server):
+    command = [sys.executable, "-m", "client", "ask", "--server", server.url, "--model", "slow"]
+    asking = subprocess.Popen(
+        [*command, "Go on"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert asking.stdout.read(4) == "Word"
+    asking.stdout.close()
+    assert asking.wait(30) == 1
+    assert asking.stderr.read() == ""
+    asking.stderr.close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
