@@ -142,7 +142,7 @@ def soak(
         seconds=seconds,
         before=before,
         after=watch.wait_until_idle(),
-        memory=watch.growth(),
+        memory=watch.tenths(),
         open_files=(files, 0),
     )
 

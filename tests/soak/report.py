@@ -14,14 +14,17 @@ MIB = 2**20
 
 @dataclass(slots=True)
 class Evidence:
-    """before, after: the server's metrics. memory, open_files: at start and end. deeds: what was done to the volume."""
+    """before, after: the server's metrics. memory: bytes in each tenth of the time. open_files: at start and end.
+
+    deeds: what was done to the volume.
+    """
 
     tally: Tally
     deeds: Counter[str]
     seconds: float
     before: dict[str, float]
     after: dict[str, float]
-    memory: tuple[int, int]
+    memory: list[int]
     open_files: tuple[int, int]
     recovered: bool = False
     exit_code: int | None = None
@@ -42,6 +45,11 @@ class Evidence:
         )
         return {name: total(self.after, name) for name in names}
 
+    @property
+    def growth(self) -> float:
+        """Of memory, as a part: from the second tenth of the time, since the first is for warming up, to the last."""
+        return self.memory[-1] / self.memory[1] - 1
+
 
 def findings(evidence: Evidence, *, memory_growth: float) -> list[str]:
     """memory_growth: the part by which memory may have grown."""
@@ -51,9 +59,8 @@ def findings(evidence: Evidence, *, memory_growth: float) -> list[str]:
     if sent != ended:
         found.append(f"{sent} requests were sent, {ended} ended")
     found += [f"leaked: {name} is {value:.0f}" for name, value in evidence.held.items() if value]
-    start, end = evidence.memory
-    if end > start * (1 + memory_growth):
-        found.append(f"memory grew from {start / MIB:.0f} to {end / MIB:.0f} MiB")
+    if evidence.growth > memory_growth:
+        found.append(f"memory grew by {evidence.growth:.1%}")
     if evidence.open_files[1] > evidence.open_files[0] + 2:
         found.append(f"open files: {evidence.open_files[0]} before, {evidence.open_files[1]} after")
     if not evidence.recovered:
@@ -91,10 +98,8 @@ def write_report(evidence: Evidence, machine: Machine) -> None:
           f" {evidence.done('vllm:prefix_cache_queries_total'):.0f} prompt tokens cached;"
           f" {evidence.done('lorachat_adapter_loads_total'):.0f} adapters loaded,"
           f" {evidence.done('lorachat_adapter_evictions_total'):.0f} made room")  # fmt: skip
-    start, end = evidence.memory
-    print(
-        f"memory       {start / MIB:.0f} MiB at start, {end / MIB:.0f} MiB at end ({end / start - 1:+.1%})"
-    )
+    tenths = " ".join(f"{bytes_ / MIB:.0f}" for bytes_ in evidence.memory)
+    print(f"memory       {tenths} MiB, in tenths of the time ({evidence.growth:+.1%})")
     print(f"open files   {evidence.open_files[0]} before, {evidence.open_files[1]} after")
     print(f"left held    {evidence.held}")
     print(f"afterwards   same answers: {evidence.recovered}, exit code {evidence.exit_code}\n")

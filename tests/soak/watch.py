@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -28,14 +29,13 @@ class Watch:
         while not ended.wait(PERIOD_SECONDS):
             self.rss.append((time.monotonic() - begun, resident_bytes(self.pid)))
 
-    def growth(self) -> tuple[int, int]:
-        """Medians of the second tenth and of the last tenth of the time: the first tenth is for warming up."""
+    def tenths(self) -> list[int]:
+        """The median memory of each tenth of the time, in bytes: the first one is for warming up."""
         values = [bytes_ for _, bytes_ in self.rss]
-        tenth = max(len(values) // 10, 1)
-        return (
-            int(statistics.median(values[tenth : 2 * tenth] or values)),
-            int(statistics.median(values[-tenth:])),
-        )
+        cuts = [len(values) * tenth // 10 for tenth in range(11)]
+        return [
+            int(statistics.median(values[first:last] or values)) for first, last in pairwise(cuts)
+        ]
 
     def numbers(self) -> dict[str, float]:
         """Every series of /metrics: `name{label="value"}` without labels' order changed -> value."""
