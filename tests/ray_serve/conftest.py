@@ -30,6 +30,8 @@ models = ["base"]
 tokens_per_minute = {TOKENS_PER_MINUTE}
 """
 MAX_RUNNING, MAX_WAITING, MAX_BODY = 4, 2, 65536
+# On a busy machine an answer of 300 tokens takes longer than the default leaves it.
+DRAIN_SECONDS = 180
 PYTHON = ROOT / os.environ.get("LORACHAT_RAY_ENV", ".venv-ray") / "bin" / "python"
 REPLICA = "x-lorachat-replica"
 
@@ -117,7 +119,8 @@ def cluster(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
              "--adapters", str(volume), "--adapter-poll-seconds", "1", "--max-context", "1024",
              "--replicas", "1", "--max-replicas", "2", "--target-ongoing", "1", "--upscale-delay", "0",
              "--threads", "1", "--max-running", str(MAX_RUNNING), "--max-waiting", str(MAX_WAITING),
-             "--max-body-bytes", str(MAX_BODY), "--api-keys", f"{KEY},{OTHER_KEY}", "--api-key-file", str(keys)],
+             "--max-body-bytes", str(MAX_BODY), "--drain-seconds", str(DRAIN_SECONDS),
+             "--api-keys", f"{KEY},{OTHER_KEY}", "--api-key-file", str(keys)],
             cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
             env={**os.environ, "RAY_COLOR_PREFIX": "0", "LORACHAT_ADMIN_KEY": ADMIN_KEY},
         )  # fmt: skip

@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.ray_serve.conftest import (
     ADMIN_KEY,
+    DRAIN_SECONDS,
     KEY,
     LIMITED_KEY,
     MAX_BODY,
@@ -351,6 +352,7 @@ def test_a_rolling_update_loses_no_stream(cluster: Cluster, embedded_model: Path
         "threads": 1,
         "max_running": MAX_RUNNING,
         "max_waiting": MAX_WAITING + 1,  # the change
+        "drain_seconds": DRAIN_SECONDS,
         "api_keys": f"{KEY},{OTHER_KEY}",
     }
     bodies = [chat(f"Tale number {n}.", max_tokens=300, ignore_eos=True) for n in range(4)]
@@ -379,4 +381,4 @@ def test_running_answers_end_before_the_server_does(cluster: Cluster) -> None:
         until(lambda: load.have_begun, 60, "not all streams have begun")
         cluster.process.send_signal(signal.SIGTERM)
     assert [stream.finish_reason for stream in load.streams] == ["length"] * 2
-    assert cluster.process.wait(120) == 0
+    assert cluster.process.wait(DRAIN_SECONDS + 60) == 0
