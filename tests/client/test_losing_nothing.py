@@ -133,3 +133,25 @@ def test_a_damaged_file_is_refused_whole(open_page, address, tmp_path):
         page.get_by_label("File to import").set_input_files(file)
         expect(page.locator(".notice")).to_contain_text("damaged; nothing was imported")
     expect(conversations(page)).to_have_count(0)
+
+
+def test_the_reports_prompts_do_not_come_between_two_keys(open_page, address):
+    page = open_page(address)
+    held = []
+
+    def hold(route):  # Playwright marks its handlers, so it must be a function of ours
+        held.append(route)
+
+    page.route("**/prompts?*", hold)
+    page.get_by_role("tab", name="Compare").click()
+    with page.expect_request("**/prompts?*"):
+        page.get_by_role("button", name="Prompt set").click()
+    box = page.locator("#prompts")
+    box.focus()
+    while held:
+        with page.expect_response("**/prompts?*"):
+            held.pop().fulfill(json={"prompts": ["Theirs"], "source": "the training report"})
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    expect(box).to_have_value("")
+    page.keyboard.type("Mine")
+    expect(box).to_have_value("Mine")

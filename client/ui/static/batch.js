@@ -39,9 +39,10 @@ export class Batch {
 		addEventListener("lorachat:settings", ({ detail }) => detail === "right" && this.begin());
 	}
 
-	/** Fill in the prompts, unless the reader has written some. */
+	/** Fill in the prompts, unless the reader has written some, or is about to: they would come between two keys. */
 	begin() {
-		if (this.isUntouched && !this.view.hidden) this.fill(() => this.isUntouched);
+		const isWanted = () => this.isUntouched && document.activeElement !== this.prompts;
+		if (isWanted() && !this.view.hidden) this.fill(isWanted);
 	}
 
 	/** The prompts of the report of the model on the right, else of the left. */
