@@ -8,11 +8,13 @@ const NEAR_END = 80; // pixels
  */
 export function follow(place) {
 	let isAtEnd = true;
-	place.addEventListener("scroll", () => {
-		isAtEnd = place.scrollHeight - place.scrollTop - place.clientHeight < NEAR_END;
-	});
+	let top = 0; // where it was left
+	const look = () => (isAtEnd = place.scrollHeight - place.scrollTop - place.clientHeight < NEAR_END);
+	place.addEventListener("scroll", look);
 	return (always = false) => {
+		if (place.scrollTop < top) look(); // the event that tells of it is still to come
 		isAtEnd ||= always;
 		if (isAtEnd) place.scrollTop = place.scrollHeight;
+		top = place.scrollTop;
 	};
 }
