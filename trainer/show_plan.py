@@ -27,7 +27,7 @@ def show_plan(recipe: Recipe, plan: Plan, console: Console | None = None) -> Non
     table.add_row("warm-up", f"{training.warmup_steps} steps to {training.learning_rate:g}")
     table.add_row("padding", f"{plan.padding:.2f} places per real token, where rows are padded")
     table.add_row("evaluations", f"{plan.evaluation_share:.0%} of the training's operations")
-    table.add_row("disk", f"{storage(plan.disk_gb)}")
+    table.add_row("disk", storage(plan.disk_gb))
     out.print(table)
     out.print(_memory_table(plan))
     times = Table(title="Time, estimated", title_justify="left")

@@ -69,10 +69,13 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
     def idle_since(self) -> float | None:
         """When it began to wait for a request; None while one is in work, or an answer is not all sent."""
-        is_answering = self.cycle is not None and not self.cycle.response_complete
-        if is_answering or self.transport.get_write_buffer_size():
+        if self._is_answering or self.transport.get_write_buffer_size():
             return None
         return self._waiting_since
 
@@ -123,9 +126,8 @@ class _Connection(H11Protocol):
 
     def _check_head(self) -> None:
         """Once in a while, because most connections are done long before."""
-        is_answering = self.cycle is not None and not self.cycle.response_complete
         left = self._stall_seconds - (self.loop.time() - self._waiting_since)
-        if is_answering:
+        if self._is_answering:
             left = self._stall_seconds
         if left <= 0:
             self.transport.abort()
